@@ -1,0 +1,44 @@
+"""The ``flsl`` command: one subcommand a stage; it parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from flsl import __version__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command; torch is imported only by the subcommand that runs."""
+    from flsl.cli import data, detect, pretrain, probe, report, track, video
+
+    parser = argparse.ArgumentParser(
+        prog="flsl",
+        description="Pretrain and evaluate FLSL (feature-level self-supervised learning). Each stage reads files and "
+        "writes a folder; `snakemake` chains them.",
+    )
+    parser.add_argument("--version", action="version", version=f"flsl {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    for group in (data, pretrain, probe, detect, video, track, report):
+        group.add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, 2 for the user's mistakes, 130 when interrupted.
+
+    A traceback is for a fault of ours.
+    """
+    from flsl.runtime.errors import UserError
+
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"flsl: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("flsl: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,45 @@
+"""What the subcommands share: reading the config and naming the files."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from flsl.config import Experiment
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str, details: str = ""
+) -> argparse.ArgumentParser:
+    """Add the subcommand ``name``; ``run`` is called with the parsed arguments."""
+    parser = commands.add_parser(
+        name, help=help, description=f"{help} {details}".strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config``, ``--run`` and ``setting=value`` overrides, which :func:`experiment` reads."""
+    parser.add_argument("--config", type=Path, metavar="YAML", help="the experiment's settings (default: all defaults)")
+    parser.add_argument("--run", dest="run_name", metavar="NAME", help="apply the changes of this entry of `runs`")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="setting=value", help="single settings by dotted name, e.g. pretrain.epochs=10"
+    )
+
+
+def experiment(args: argparse.Namespace) -> Experiment:
+    """Return the experiment that the arguments of :func:`config_arguments` describe."""
+    from flsl.config.experiment import Experiment
+    from flsl.config.loading import check, load_experiment, run_experiment, set_overrides
+
+    if args.config is not None:
+        loaded = load_experiment(args.config, args.overrides)
+    else:
+        loaded = check(Experiment, set_overrides({"project": "flsl"}, args.overrides), "the command line")
+    return run_experiment(loaded, args.run_name) if args.run_name else loaded

@@ -1,0 +1,9 @@
+"""``flsl track …``: MLflow from the files."""
+
+from __future__ import annotations
+
+from flsl.cli.common import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the commands of this group."""

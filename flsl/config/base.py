@@ -1,0 +1,28 @@
+"""What all settings have in common: frozen, strictly typed, unknown keys refused with the nearest valid name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+"""A name that is safe as a folder, a SLURM job name and an MLflow tag."""
+
+
+class Settings(BaseModel):
+    """Base of every settings model.
+
+    Each field's ``description`` is its line in ``config/README.md``; its constraints are its range there and in the
+    workflow's JSON schema.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as plain JSON data: what is hashed, stored and passed between processes."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,26 @@
+"""Settings of the machine that a stage runs on: they change speed, not results."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from flsl.config.base import Count, Settings
+
+
+class ComputeSettings(Settings):
+    """Where and how a stage computes; no stage is rerun because one of these changed."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of every stage; `auto` takes CUDA where it works, else the CPU."
+    )
+    workers: int = Field(4, ge=0, description="Data loading processes a rank; 0 loads in the main process.")
+    threads: int = Field(0, ge=0, description="CPU threads of PyTorch a rank; 0 leaves PyTorch's choice.")
+    compile: bool = Field(False, description="Compile the training step with `torch.compile`.")
+    log_every: Count = Field(
+        50, description="Steps between two lines of `history.jsonl` (one fetch of the losses each)."
+    )
+    checkpoint_minutes: float = Field(15.0, gt=0, description="Minutes between two checkpoints within an epoch.")
+    checkpoint_steps: int = Field(0, ge=0, description="Steps between two checkpoints; 0 leaves it to the minutes.")
+    checkpoints_kept: int = Field(2, ge=1, description="Newest checkpoints kept; two survive a damaged newest one.")

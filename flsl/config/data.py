@@ -1,0 +1,87 @@
+"""Settings of the data sets: where they lie, and the made scenes of the demo."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flsl.config.base import Count, Settings
+
+Watch = Literal["files", "folders", "off"]
+Path_ = Annotated[str, Field(min_length=1)]
+
+
+class ImageFolderSettings(Settings):
+    """An ImageNet-style image folder: `<root>/<split>/<class>/<image>`."""
+
+    root: Path_ = Field(description="Folder that holds the splits.")
+    train: str = Field("train", min_length=1, description="Folder of the training split below `root`.")
+    val: str | None = Field("val", description="Folder of the validation split below `root`; null where there is none.")
+    boxes: str | None = Field(
+        None,
+        description="Boxes for the aligned k-NN below `root`: a folder of PASCAL VOC XML files as ImageNet's, "
+        "or one CSV file `path,x0,y0,x1,y1`.",
+    )
+    watch: Watch = Field(
+        "files",
+        description="How the workflow notices changed files: `files` looks at each file's size and time, "
+        "`folders` only at each folder's (for millions of files), `off` never.",
+    )
+
+
+class CocoSettings(Settings):
+    """COCO detection: images and `instances_*.json`."""
+
+    root: Path_ = Field(description="Folder of the data set; the other paths are below it.")
+    train_images: str = Field("train2017", description="Folder of the training images.")
+    train_annotations: str = Field("annotations/instances_train2017.json", description="Training annotations.")
+    val_images: str = Field("val2017", description="Folder of the validation images.")
+    val_annotations: str = Field("annotations/instances_val2017.json", description="Validation annotations.")
+    watch: Watch = Field("files", description="As for the image folder.")
+
+
+class UavdtSettings(Settings):
+    """UAVDT: frames and ground truth of the detection benchmark."""
+
+    root: Path_ = Field(description="Folder of the data set; the other paths are below it.")
+    frames: str = Field("UAV-benchmark-M", description="Folder of the sequences' frames.")
+    ground_truth: str = Field("UAV-benchmark-MOTD_v1.0/GT", description="Folder of `<sequence>_gt_whole.txt`.")
+    watch: Watch = Field("files", description="As for the image folder.")
+
+
+class DavisDataSettings(Settings):
+    """DAVIS 2017 in its official layout."""
+
+    root: Path_ = Field(description="Folder that holds `JPEGImages`, `Annotations` and `ImageSets`.")
+    watch: Watch = Field("files", description="As for the image folder.")
+
+
+class ScenesSettings(Settings):
+    """The made demo data: textured objects on textured backgrounds, in the real data sets' layouts."""
+
+    root: Path_ = Field("results/scenes", description="Folder to make the data sets in.")
+    seed: int = Field(0, ge=0, description="Seed of everything that is made.")
+    classes: int = Field(10, ge=2, le=10, description="Object classes, each a pair of texture and shape.")
+    image_size: int = Field(48, ge=32, le=1024, description="Side of the image folder's images, in pixels.")
+    train_images: Count = Field(4000, description="Training images of the image folder.")
+    val_images: Count = Field(1000, description="Validation images of the image folder.")
+    coco_size: int = Field(128, ge=64, le=2048, description="Longer side of the COCO images, in pixels.")
+    coco_train_images: int = Field(200, ge=0, description="COCO training images; 0 leaves COCO out.")
+    coco_val_images: int = Field(50, ge=0, description="COCO validation images.")
+    uavdt_size: int = Field(256, ge=64, le=2048, description="Width of the UAVDT frames, in pixels (4:3 less a bit).")
+    uavdt_sequences: int = Field(4, ge=0, le=50, description="UAVDT sequences, half of them test; 0 leaves UAVDT out.")
+    uavdt_frames: int = Field(30, ge=1, description="Frames a UAVDT sequence.")
+    davis_size: int = Field(96, ge=64, le=2048, description="Short side of the DAVIS frames, in pixels.")
+    davis_sequences: int = Field(4, ge=0, description="DAVIS sequences, half of them val; 0 leaves DAVIS out.")
+    davis_frames: int = Field(20, ge=1, description="Frames a DAVIS sequence.")
+
+
+class DataSettings(Settings):
+    """The data sets of the experiment; those that are null are left out, with the stages that need them."""
+
+    scenes: ScenesSettings | None = Field(None, description="Make the demo's data first.")
+    images: ImageFolderSettings | None = Field(None, description="Image folder for pretraining and the probes.")
+    coco: CocoSettings | None = Field(None, description="COCO, for Mask R-CNN.")
+    uavdt: UavdtSettings | None = Field(None, description="UAVDT, for vehicle detection.")
+    davis: DavisDataSettings | None = Field(None, description="DAVIS 2017, for video object segmentation.")

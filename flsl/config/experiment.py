@@ -1,0 +1,72 @@
+"""The whole experiment: every setting once, the root of what a YAML file may say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from flsl.config.base import Settings, Slug
+from flsl.config.compute import ComputeSettings
+from flsl.config.data import DataSettings
+from flsl.config.pretrain import PretrainSettings
+from flsl.config.probe import AlignedKnnSettings, FeatureSettings, KnnSettings, LinearSettings
+from flsl.config.video import DavisSettings
+
+Stage = Literal["knn", "linear", "aligned_knn"]
+
+
+class BaselineSettings(Settings):
+    """An encoder that is not pretrained here but evaluated beside the runs."""
+
+    kind: Literal["random", "timm", "file"] = Field(
+        description="`random`: the runs' encoder, untrained; "
+        "`timm`: a timm model with its weights; `file`: a checkpoint."
+    )
+    model: str | None = Field(None, description="timm model name, for `timm` and `file`.")
+    checkpoint: str | None = Field(None, description="Checkpoint to load: ours, the authors', DINO's or timm's.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> BaselineSettings:
+        if self.kind == "timm" and self.model is None:
+            raise ValueError("model: a baseline of kind `timm` needs a timm model name")
+        if self.kind == "file" and self.checkpoint is None:
+            raise ValueError("checkpoint: a baseline of kind `file` needs the path of a checkpoint")
+        return self
+
+
+class TrackingSettings(Settings):
+    """MLflow: a view of the files under results/."""
+
+    uri: str | None = Field(
+        None,
+        description="Tracking server; null takes MLFLOW_TRACKING_URI, else SQLite in the project's results folder.",
+    )
+    live: bool = Field(True, description="Send training curves while pretraining runs, not only at the end.")
+    timeout: float = Field(10.0, gt=0, description="Seconds after which a server that does not answer is left alone.")
+
+
+class Experiment(Settings):
+    """One experiment: data, one pretraining recipe and its variants, and how they are evaluated."""
+
+    project: Slug = Field(description="Name of the folder below `results` and of the MLflow experiment.")
+    results: str = Field("results", min_length=1, description="Folder that holds the projects.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of weights, views and order.")
+    data: DataSettings = Field(DataSettings(), description="Data sets.")
+    pretrain: PretrainSettings = Field(PretrainSettings(), description="FLSL pretraining.")
+    runs: Annotated[dict[Slug, dict[str, Any]], Field(min_length=1)] = Field(
+        {"base": {}},
+        description="Pretraining runs by name, each with the settings it changes by dotted name, "
+        "e.g. `wide: {pretrain.prototypes: 8192}`.",
+    )
+    baselines: dict[Slug, BaselineSettings] = Field(
+        {"untrained": BaselineSettings(kind="random")}, description="Encoders evaluated beside the runs."
+    )
+    stages: list[Stage] = Field(["knn", "linear", "aligned_knn"], description="Evaluations of every run and baseline.")
+    features: FeatureSettings = Field(FeatureSettings(), description="Frozen features.")
+    knn: KnnSettings = Field(KnnSettings(), description="k-NN.")
+    linear: LinearSettings = Field(LinearSettings(), description="Linear probe.")
+    aligned_knn: AlignedKnnSettings = Field(AlignedKnnSettings(), description="bbox-aligned k-NN.")
+    davis: DavisSettings = Field(DavisSettings(), description="Video object segmentation.")
+    compute: ComputeSettings = Field(ComputeSettings(), description="Devices, threads, intervals: speed, not results.")
+    tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")

@@ -1,0 +1,64 @@
+"""The one kind of error that is the user's to mend, and how it reaches the terminal."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake outside the program: a setting, a file, a folder, a full disk.
+
+    The message is one line that names the setting or the file, says what is wrong and what would be right.
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the valid name nearest to ``name``, or ``""`` when none is near."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def require_file(path: Path | str, what: str) -> Path:
+    """Return ``path`` if it is a readable file.
+
+    Raises:
+        UserError: naming ``what`` the file is for, when it is missing or is not a file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; {what} is expected there")
+    if not path.is_file():
+        raise UserError(f"{path}: not a file; {what} is expected there")
+    return path
+
+
+def require_folder(path: Path | str, what: str) -> Path:
+    """Return ``path`` if it is a folder.
+
+    Raises:
+        UserError: naming ``what`` the folder should hold, when it is missing or is not a folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; {what} is expected there")
+    if not path.is_dir():
+        raise UserError(f"{path}: not a folder; {what} is expected there")
+    return path
+
+
+def inside(root: Path, relative: str, source: Path | str) -> Path:
+    """Return ``root / relative``, refusing a path (read from a data file) that leaves ``root``.
+
+    Raises:
+        UserError: naming ``source``, the file in which the path stands, when the path is absolute or climbs out.
+    """
+    path = root / relative
+    if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise UserError(f"{source}: the path '{relative}' leaves {root}; paths must stay below that folder")
+    return path

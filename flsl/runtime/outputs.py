@@ -1,0 +1,218 @@
+"""Files that are whole when they exist, and the ``metrics.json`` that every stage writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flsl.runtime.errors import UserError
+
+_PACKAGES = ("flsl", "torch", "torchvision", "timm", "numpy", "pandas", "detectron2", "faster-coco-eval")
+_OUR_FAULT_IF_NOT = {
+    errno.ENOSPC: "the disk is full; free some space and start the stage again",
+    errno.EDQUOT: "the disk quota is used up; free some space and start the stage again",
+    errno.EACCES: "no permission to write there; choose another folder or change its permissions",
+    errno.EPERM: "no permission to write there; choose another folder or change its permissions",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed; remove it or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; remove it or choose another folder",
+    errno.EISDIR: "a folder stands where a file is to be written; remove it or choose another name",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write ``path`` (full disk, permissions, …) into a one-line ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        reason = _OUR_FAULT_IF_NOT.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: cannot be written: {reason}") from error
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success flush it to disk and rename it to ``path``.
+
+    A file that exists under its final name is therefore whole: a killed process or a full disk leaves the previous
+    file as it was. The temporary file is removed on failure.
+
+    Raises:
+        UserError: when the folder or the file cannot be written.
+    """
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        # mkstemp makes the file private; results are shared in a group as any other file is
+        temporary.chmod(0o666 & ~_umask())
+        try:
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@cache
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable (a no-op where folders cannot be opened)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write ``text`` atomically as UTF-8."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write ``value`` atomically as indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str, what: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: naming the file and ``what`` it should be, when it is missing, unreadable or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {what} is expected there") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {what} is expected there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {what} is expected there") from None
+
+
+def sha256_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of ``value``'s canonical JSON (sorted keys, no spaces): equal settings, equal digest."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def git_revision() -> str | None:
+    """Return the commit of the checkout that the package runs from, ``-dirty`` appended if it was changed."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("-dirty" if changed else "")
+
+
+def package_versions(names: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Return the installed versions of ``names``; those not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+@dataclass
+class StageRecord:
+    """What a stage knows about itself from its start, to be written beside its figures.
+
+    Attributes:
+        stage: the stage's name, e.g. ``"knn"``.
+        run: the run's name, e.g. ``"base"``.
+        params: the stage's settings, and no others.
+        inputs: the files it reads; each is hashed into the provenance.
+        device: e.g. ``"cpu"`` or ``"cuda: NVIDIA H100"``.
+    """
+
+    stage: str
+    run: str
+    params: Mapping[str, Any]
+    inputs: list[Path] = field(default_factory=list)
+    device: str = "cpu"
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    _clock: float = field(default_factory=time.perf_counter)
+
+    def write(self, path: Path | str, metrics: Mapping[str, float], **extra: Any) -> dict[str, Any]:
+        """Write ``metrics.json`` (ARCHITECTURE's shape) to ``path`` and return what was written.
+
+        Args:
+            path: where to; written last, so that its existence says that the stage is complete.
+            metrics: figures by name (percentages where they are accuracies or precisions), finite numbers.
+            extra: further tables, each under its own key (per class, per sequence, …).
+
+        Raises:
+            ValueError: when a figure is not a finite number (a stage must leave out what it could not measure).
+        """
+        for name, value in metrics.items():
+            if not isinstance(value, int | float) or value != value or value in (float("inf"), float("-inf")):
+                raise ValueError(f"metric {name} is {value!r}; only finite numbers are written")
+        record = {
+            "stage": self.stage,
+            "run": self.run,
+            "metrics": dict(metrics),
+            "params": dict(self.params),
+            "provenance": {
+                "git": git_revision(),
+                "packages": package_versions(),
+                "host": socket.gethostname(),
+                "device": self.device,
+                "started": self.started.isoformat(timespec="seconds"),
+                "seconds": round(time.perf_counter() - self._clock, 3),
+                "config_sha256": sha256_json(dict(self.params)),
+                "inputs": {str(path): sha256_file(path) for path in self.inputs},
+            },
+            **extra,
+        }
+        write_json(path, record)
+        return record

@@ -1,0 +1,26 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# one thread a process: tests compare bit for bit, and two cores serve many processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("FLSL_REAL_DATA"):
+        return
+    skip = pytest.mark.skip(reason="FLSL_REAL_DATA names no folder with the real samples")
+    for item in items:
+        if "real" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real samples; tests that use it carry ``@pytest.mark.real``."""
+    return Path(os.environ["FLSL_REAL_DATA"]).resolve()
