@@ -1,0 +1,275 @@
+"""A frozen encoder for evaluation, from our files, the authors', DINO's, or any of timm's vision transformers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from flsl.model.vit import sincos_positions
+from flsl.runtime.errors import UserError, require_file
+from flsl.runtime.outputs import atomic
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_MODEL_KEY, _ARGUMENTS_KEY = "timm_model", "timm_arguments"
+_ENCODER_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "blocks", "norm", "norm_pre", "fc_norm")
+
+
+class Backbone(nn.Module):
+    """A vision transformer that gives patch tokens.
+
+    Attributes:
+        vit: the timm model.
+        patch_size: side of a patch, in pixels.
+        width: token width C.
+        depth: number of blocks.
+        mean, std: of the images that it expects, for values in [0, 1].
+        name: the timm model's name.
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        name: str,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.vit = vit.eval()
+        self.name = name
+        self.patch_size: int = vit.patch_embed.patch_size[0]
+        self.width: int = vit.embed_dim
+        self.depth: int = len(vit.blocks)
+        self.mean, self.std = mean, std
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Return the patch tokens (batch, N, C) after the final LayerNorm, row by row, without class or registers.
+
+        Args:
+            images: (batch, 3, height, width), normalised by ``mean`` and ``std``; sides multiples of the patch size.
+        """
+        tokens: Tensor = self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :]
+        # some timm models normalise after pooling; the norm is the same layer
+        normalised: Tensor = self.vit.fc_norm(tokens)
+        return normalised
+
+    def block_tokens(self, images: Tensor, last_n: int) -> list[Tensor]:
+        """Return the normalised patch tokens (batch, N, C) of each of the last ``last_n`` blocks, the last one last."""
+        if not 1 <= last_n <= self.depth:
+            raise UserError(f"linear.blocks: {last_n} blocks are asked for, but {self.name} has {self.depth}")
+        tokens = self.vit.forward_intermediates(
+            images, indices=last_n, norm=True, output_fmt="NLC", intermediates_only=True
+        )
+        return [self.vit.fc_norm(block) for block in tokens]
+
+    def check_size(self, size: int, setting: str) -> None:
+        """Refuse an image side that is no multiple of the patch size.
+
+        Raises:
+            UserError: naming ``setting``.
+        """
+        if size % self.patch_size:
+            near = max(1, round(size / self.patch_size)) * self.patch_size
+            raise UserError(
+                f"{setting}: {size} is not a multiple of the patch size ({self.patch_size}) of {self.name}; {near} is"
+            )
+
+
+def load_backbone(
+    checkpoint: Path | str | None, model: str | None = None, image_size: int | None = None, pretrained: bool = True
+) -> Backbone:
+    """Load an encoder for evaluation.
+
+    Args:
+        checkpoint: our ``backbone.safetensors`` or ``checkpoint.pth``; the authors' or DINO's checkpoint (``teacher`` and
+            ``student`` dictionaries with ``module.`` and ``backbone.`` prefixes; the teacher is taken); a plain timm
+            state dictionary; or None for timm's own weights of ``model``.
+        model: timm model name; not needed where the checkpoint tells (ours) or its shapes do (width / 64 heads).
+        image_size: side in pixels that timm's own models are built for; None takes theirs. Any size works afterwards.
+        pretrained: with no checkpoint, whether to load timm's weights (False: random ones).
+
+    Raises:
+        UserError: naming the file or the model that cannot be loaded.
+    """
+    if checkpoint is None:
+        if model is None:
+            raise UserError("--model: a timm model name or a checkpoint is needed")
+        return _from_timm(model, image_size, pretrained)
+    path = require_file(checkpoint, "an encoder's weights")
+    about: Mapping[str, Any]
+    if path.suffix == ".safetensors":
+        weights, about = _read_safetensors(path)
+    else:
+        about = read_checkpoint(path)
+        weights = encoder_weights(about, path)
+    if _MODEL_KEY in about and model is None:
+        vit = _create(about[_MODEL_KEY], json.loads(about[_ARGUMENTS_KEY]))
+        _load(vit, weights, path)
+        return Backbone(vit, about[_MODEL_KEY])
+    return _from_weights(weights, model, path)
+
+
+def save_backbone(path: Path | str, vit: nn.Module, name: str, arguments: Mapping[str, Any], **about: str) -> None:
+    """Write an encoder so that ``timm.create_model(name, **arguments)`` loads it with no key renamed.
+
+    Args:
+        path: the ``.safetensors`` file; its metadata holds the name, the arguments as JSON and ``about``.
+        vit: the encoder, from :func:`flsl.model.vit.build_encoder`.
+        name: timm model name.
+        arguments: of ``timm.create_model``.
+        about: further metadata, e.g. the run's name and step.
+    """
+    weights = {key: value.detach().cpu().contiguous() for key, value in vit.state_dict().items()}
+    metadata = {**timm_metadata(name, arguments), "format": "pt", **about}
+    with atomic(path) as temporary:
+        safetensors.torch.save_file(weights, temporary, metadata)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a ``.pth`` file of tensors and plain data.
+
+    Raises:
+        UserError: when it is damaged, or holds objects that only running code from the file could make.
+    """
+    try:
+        # the authors' and DINO's files carry their parsed arguments: a plain namespace
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a wide family here, none of them our fault
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as a checkpoint of tensors and plain data ({reason})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds {type(data).__name__}, where a dictionary of tensors is expected")
+    return data
+
+
+def timm_metadata(name: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return the entries by which :func:`load_backbone` knows an encoder's timm model in our files."""
+    return {_MODEL_KEY: name, _ARGUMENTS_KEY: json.dumps(dict(arguments))}
+
+
+def encoder_weights(data: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Find the encoder's state dictionary in a checkpoint: ours, the authors', DINO's, or a plain one.
+
+    Raises:
+        UserError: when no patch embedding is found in it.
+    """
+    found: Mapping[str, Any] = data
+    for key in ("teacher", "student", "model", "state_dict"):
+        if isinstance(data.get(key), Mapping):
+            found = data[key]
+            break
+    weights: dict[str, Tensor] = {}
+    for key, value in found.items():
+        for prefix in ("module.", "_orig_mod.", "backbone.", "encoder."):
+            key = key.removeprefix(prefix)
+        if isinstance(value, Tensor):
+            weights[key] = value
+    if "patch_embed.proj.weight" not in weights:
+        some = ", ".join(list(found)[:4])
+        raise UserError(
+            f"{path}: holds no vision transformer (no patch_embed.proj.weight among its keys: {some}, …); "
+            "expected are our checkpoints, the authors', DINO's or timm's"
+        )
+    # the heads of the authors' and DINO's files are kept beside the backbone under other first names
+    return {key: value for key, value in weights.items() if key.split(".")[0] in _ENCODER_PARTS}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as a safetensors file ({error})") from None
+
+
+def _create(name: str, arguments: Mapping[str, Any], pretrained: bool = False) -> VisionTransformer:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:1] or ["vit_small_patch16_224"]
+        raise UserError(f"--model: timm has no model '{name}'; {near[0]} is one that it has")
+    try:
+        vit = timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        if pretrained:
+            raise UserError(
+                f"--model {name}: its weights cannot be had from the model hub ({reason}); name a --checkpoint"
+            ) from None
+        raise UserError(f"--model {name}: timm cannot build it as a vision transformer: {reason}") from None
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"--model {name}: is not one of timm's VisionTransformers, which give patch tokens")
+    return vit
+
+
+def _from_timm(name: str, image_size: int | None, pretrained: bool) -> Backbone:
+    size = {} if image_size is None else {"img_size": image_size}
+    vit = _create(name, {"num_classes": 0, "dynamic_img_size": True, **size}, pretrained)
+    return Backbone(vit, name, tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"]))
+
+
+def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> Backbone:
+    """Build the vision transformer that a state dictionary's shapes describe, and load it."""
+    kernel = weights["patch_embed.proj.weight"]
+    width, patch = kernel.shape[0], kernel.shape[-1]
+    depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
+    prefix = int("cls_token" in weights)
+    registers = weights["reg_token"].shape[1] if "reg_token" in weights else 0
+    positions = weights.get("pos_embed")
+    if positions is None:
+        # fixed positions need not be stored: they are made again for the paper's 224-pixel grid
+        side = 224 // patch
+        positions = sincos_positions((side, side), width)
+        weights["pos_embed"] = torch.cat([positions.new_zeros(1, prefix, width), positions], 1)
+        tokens = side * side
+    else:
+        tokens = positions.shape[1] - prefix - registers
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise UserError(f"{path}: its {tokens} positions make no square grid of patches")
+    arguments: dict[str, Any] = {
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth,
+        "img_size": side * patch,
+        "class_token": bool(prefix),
+        "reg_tokens": registers,
+        "global_pool": "avg",
+        "fc_norm": "fc_norm.weight" in weights,
+        "num_classes": 0,
+        "dynamic_img_size": True,
+    }
+    if model is None:
+        model, arguments["num_heads"] = "vit_small_patch16_224", max(1, width // 64)
+    else:
+        _check_architecture(model, arguments, path)
+    vit = _create(model, arguments)
+    _load(vit, weights, path)
+    return Backbone(vit, model)
+
+
+def _check_architecture(model: str, arguments: Mapping[str, Any], path: Path) -> None:
+    """Refuse weights of another width, depth or patch size than the named model's."""
+    named = _create(model, {"num_classes": 0})
+    theirs = {"embed_dim": named.embed_dim, "depth": len(named.blocks), "patch_size": named.patch_embed.patch_size[0]}
+    for key, value in theirs.items():
+        if arguments[key] != value:
+            raise UserError(f"{path}: has {key} {arguments[key]}, but {model} has {value}; name another --model")
+
+
+def _load(vit: VisionTransformer, weights: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        vit.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: its weights do not fit the model: {reason}") from None

@@ -1,0 +1,120 @@
+"""The encoder: timm's ViT without a class token, on fixed sine-cosine positions (arXiv 2306.06203)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from flsl.config.pretrain import EncoderSettings
+from flsl.runtime.errors import UserError
+
+
+def timm_arguments(settings: EncoderSettings, image_size: int) -> tuple[str, dict[str, Any]]:
+    """Return the timm model name and the arguments with which ``timm.create_model`` builds the encoder.
+
+    Args:
+        settings: the encoder's settings.
+        image_size: side of the teacher's view, for whose grid the positions are made, in pixels.
+    """
+    sizes = {"embed_dim": settings.width, "depth": settings.depth, "num_heads": settings.heads}
+    return settings.name, {
+        "patch_size": settings.patch_size,
+        "img_size": image_size,
+        "class_token": False,
+        # average pooling of normalised tokens is what the probes measure; fc_norm would normalise after pooling
+        "global_pool": "avg",
+        "fc_norm": False,
+        "num_classes": 0,
+        "dynamic_img_size": True,
+        **{name: value for name, value in sizes.items() if value is not None},
+    }
+
+
+def build_encoder(settings: EncoderSettings, image_size: int, drop_path: float = 0.0) -> VisionTransformer:
+    """Build the untrained encoder; ``encoder.forward_features(images)`` gives its tokens.
+
+    Images are (batch, 3, height, width), normalised, sides multiples of the patch size; tokens are (batch, N, C) after
+    the final LayerNorm, row by row, with no class token. Positions are resampled (bicubic) to the images' grid.
+
+    Args:
+        settings: the encoder's settings.
+        image_size: side of the images that positions are made for, in pixels.
+        drop_path: stochastic depth of the last block (0 in the teacher), rising linearly from 0 in the first.
+
+    Raises:
+        UserError: when timm has no such vision transformer or the sizes do not fit.
+    """
+    name, arguments = timm_arguments(settings, image_size)
+    if not timm.is_model(name):
+        raise UserError(f"pretrain.encoder.name: timm has no model '{name}'; vit_small_patch16_224 is one that it has")
+    try:
+        encoder = timm.create_model(name, pretrained=False, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"pretrain.encoder: timm cannot build '{name}' with {arguments}: {error}; "
+            "width must be a multiple of heads, and the model one of timm's VisionTransformers"
+        ) from None
+    if not isinstance(encoder, VisionTransformer) or encoder.num_prefix_tokens:
+        raise UserError(
+            f"pretrain.encoder.name: '{name}' is not one of timm's VisionTransformers without prefix tokens"
+        )
+    if settings.position == "sincos":
+        _fix_positions(encoder, settings.position_strength)
+    rates = torch.linspace(0, drop_path, len(encoder.blocks)).tolist()
+    for block, rate in zip(encoder.blocks, rates, strict=True):
+        if rate > 0:
+            block.drop_path1, block.drop_path2 = SampledDropPath(rate), SampledDropPath(rate)
+    return encoder
+
+
+def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
+    """Return the fixed 2-D sine-cosine position embedding, (1, rows × columns, width)."""
+    if width % 4:
+        raise UserError(f"pretrain.encoder.width: {width} is not a multiple of 4, which sine-cosine positions need")
+    positions: Tensor = build_sincos2d_pos_embed(list(grid), width)
+    return positions[None]
+
+
+@torch.no_grad()
+def _fix_positions(encoder: VisionTransformer, strength: float) -> None:
+    positions = sincos_positions(encoder.patch_embed.grid_size, encoder.embed_dim)
+    encoder.pos_embed.copy_(strength * positions)
+    encoder.pos_embed.requires_grad_(False)
+
+
+class SampledDropPath(nn.Module):
+    """Stochastic depth whose coin tosses are given from outside, so that sample i's are its own in any batch.
+
+    timm's layer draws from the process's generator: what happens to a sample would then depend on its rank and on
+    restarts. :func:`set_drop_path` sets the tosses before each forward.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.factor: Tensor | None = None
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Scale each sample's residual branch (batch, N, C) by 0 or 1 / (1 - rate); identity when evaluating."""
+        if not self.training or self.factor is None:
+            return branch
+        return branch * self.factor.to(branch.dtype)
+
+
+def set_drop_path(encoder: VisionTransformer, uniforms: Tensor) -> None:
+    """Set which residual branches the next training forward drops.
+
+    Args:
+        encoder: from :func:`build_encoder`.
+        uniforms: (batch, 2 × depth) numbers in [0, 1) on the encoder's device; a branch of rate p is dropped below p.
+    """
+    for index, block in enumerate(encoder.blocks):
+        for part, layer in enumerate((block.drop_path1, block.drop_path2)):
+            if isinstance(layer, SampledDropPath):
+                kept = uniforms[:, 2 * index + part] >= layer.rate
+                layer.factor = (kept.float() / (1 - layer.rate))[:, None, None]

@@ -1,0 +1,159 @@
+"""Processes that train together: started by torchrun or SLURM, or a single one."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from flsl.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process's place among those that train together.
+
+    Attributes:
+        rank: 0 … world_size - 1 over all nodes.
+        local_rank: 0 … on this node.
+        world_size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+
+def world_size() -> int:
+    """Return the number of processes of the default group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def start(device: str = "auto", timeout_minutes: float = 30.0) -> Process:
+    """Join the processes that torchrun's or SLURM's environment describes; without either, be the only one.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``. CUDA ranks talk through NCCL, CPU ranks through gloo.
+        timeout_minutes: how long a rank waits for the others.
+
+    Raises:
+        UserError: when CUDA is asked for but does not work, or the environment is incomplete.
+    """
+    rank, local_rank, size = _place()
+    chosen = choose_device(device, local_rank)
+    if size > 1:
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise UserError(f"{name}: this environment variable is needed by {size} processes that train together")
+        # gloo beside NCCL: small agreements between the hosts must not wait for the GPUs
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, rank=rank, world_size=size, timeout=datetime.timedelta(minutes=timeout_minutes)
+        )
+    return Process(rank, local_rank, size, chosen)
+
+
+def finish() -> None:
+    """Leave the process group."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """Return the device that a ``compute.device`` setting names, and make it the current one.
+
+    Raises:
+        UserError: when ``cuda`` is asked for and no CUDA device works.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(chosen)
+        return chosen
+    if device == "cuda" or (visible and visible != "-1"):
+        seen = f"CUDA_VISIBLE_DEVICES is '{visible}'" if visible else "no GPU is visible"
+        raise UserError(
+            f"compute.device: {device} finds no working CUDA ({seen}); "
+            "check the driver with nvidia-smi, or set compute.device=cpu"
+        )
+    return torch.device("cpu")
+
+
+def describe(device: torch.device) -> str:
+    """Return a device's name for the provenance, e.g. ``cuda: NVIDIA H100``."""
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
+def _place() -> tuple[int, int, int]:
+    """Return rank, local rank and world size from torchrun's or SLURM's variables."""
+    environment = os.environ
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        rank = int(environment["RANK"])
+        return rank, int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"])
+    # a step of srun has a task id; an interactive or batch shell inside an allocation has none worth joining
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        size = int(environment["SLURM_STEP_NUM_TASKS"])
+        if "MASTER_ADDR" not in environment and "SLURM_STEP_NODELIST" in environment:
+            environment["MASTER_ADDR"] = _first_host(environment["SLURM_STEP_NODELIST"])
+        # one port a job, the same on all its ranks
+        environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
+        return int(environment["SLURM_PROCID"]), int(environment.get("SLURM_LOCALID", "0")), size
+    return 0, 0, 1
+
+
+def _first_host(nodes: str) -> str:
+    """Return the first name of a SLURM node list such as ``gpu[03-05,09],login1``."""
+    match = re.match(r"([^\[,]+)(?:\[([^\]]+)\])?([^,\[]*)", nodes)
+    assert match is not None
+    first = re.split(r"[,-]", match[2])[0] if match[2] else ""
+    return match[1] + first + match[3]
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        summed = tensor.detach().clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def all_reduce_with_gradient(tensor: Tensor) -> Tensor:
+    """Return the sum of ``tensor`` over all ranks; its gradient is the sum of the ranks' gradients."""
+    if world_size() == 1:
+        return tensor
+    result: Tensor = _SumOverRanks.apply(tensor)
+    return result
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of ``tensor`` over all ranks; its gradient is the local mean's.
+
+    The backward pass is the identity: data-parallel training averages the ranks' gradients afterwards, and the two
+    together make the gradient of the mean.
+    """
+    if world_size() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return tensor + (total / world_size() - tensor.detach())
