@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
-from flsl.cli.common import Commands
+import argparse
+from pathlib import Path
+
+from flsl.cli.common import Commands, command
 
 
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
+    coco = commands.add_parser("coco", help="Evaluate COCO results.")
+    _add_coco_evaluate(coco.add_subparsers(metavar="COMMAND", required=True, title="commands"))
+
+
+def _add_coco_evaluate(sub: Commands) -> None:
+    """Add ``flsl coco evaluate``."""
+    parser = command(
+        sub,
+        "evaluate",
+        _coco_evaluate,
+        "Evaluate boxes and masks as pycocotools does: 12 figures each and a table of the classes.",
+    )
+    parser.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="COCO instances_*.json")
+    parser.add_argument("--detections", type=Path, required=True, metavar="JSON", help="COCO result file")
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="metrics.json to write")
+    parser.add_argument(
+        "--types",
+        nargs="+",
+        choices=["bbox", "segm"],
+        metavar="TYPE",
+        help="bbox and/or segm (default: bbox, and segm where the detections have masks)",
+    )
+    parser.add_argument("--run", dest="run_name", default="files", metavar="NAME", help="the run's name in the output")
+
+
+def _coco_evaluate(args: argparse.Namespace) -> None:
+    from flsl.detect.coco_eval import FIGURES, evaluate_files
+
+    record = evaluate_files(args.annotations, args.detections, args.out, args.types, args.run_name)
+    print("      " + " ".join(f"{name:>6}" for name in FIGURES))
+    for kind, stats in record["stats"].items():
+        print(f"{kind:6}" + " ".join(f"{100 * value:6.2f}" if value >= 0 else "     -" for value in stats))

@@ -1,0 +1,190 @@
+"""Read COCO annotation and result files, checked: a clear line for what is wrong, a count for what is skipped."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flsl.detect.rle import check_codes, compress
+from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import read_json
+
+Record = dict[str, Any]
+
+
+class Annotations(NamedTuple):
+    """A checked COCO data set and what was left out of it.
+
+    Attributes:
+        images: by id, each with integer ``width`` and ``height``.
+        categories: names by id, ids rising.
+        annotations: with ``id``, ``image_id``, ``category_id``, ``bbox``, ``area`` and ``iscrowd``.
+        skipped: how many annotations were left out, by reason.
+    """
+
+    path: Path
+    images: dict[int, Record]
+    categories: dict[int, str]
+    annotations: list[Record]
+    skipped: dict[str, int]
+
+    def dataset(self) -> Record:
+        """Return the data set as COCO's plain JSON structure."""
+        return {
+            "images": list(self.images.values()),
+            "categories": [{"id": number, "name": name} for number, name in self.categories.items()],
+            "annotations": self.annotations,
+        }
+
+
+def read_annotations(path: Path | str) -> Annotations:
+    """Read a COCO ``instances_*.json``.
+
+    Annotations of images or categories that the file does not list are skipped and counted, as pycocotools leaves
+    them out. A missing ``iscrowd`` is 0, a missing ``area`` the box's.
+
+    Raises:
+        UserError: naming the file and the entry that is broken.
+    """
+    path = Path(path)
+    data = read_json(path, "a COCO annotation file")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
+            raise UserError(
+                f"{path}: not a COCO annotation file: it has no list '{key}' (images, annotations, categories)"
+            )
+    images = _by_id(data["images"], path, "image")
+    for number, image in images.items():
+        for side in ("width", "height"):
+            if not _whole(image.get(side)) or image[side] < 1:
+                raise UserError(f"{path}: image {number}: its {side} is {image.get(side)!r}; it must be a count from 1")
+    categories = _by_id(data["categories"], path, "category")
+    annotations: list[Record] = []
+    skipped: Counter[str] = Counter()
+    for number, annotation in _by_id(data["annotations"], path, "annotation").items():
+        if annotation.get("image_id") not in images:
+            skipped["annotations of unknown images"] += 1
+        elif annotation.get("category_id") not in categories:
+            skipped["annotations of unknown categories"] += 1
+        else:
+            x, y, width, height = _box(annotation.get("bbox"), f"{path}: annotation {number}")
+            area = annotation.get("area", width * height)
+            if not _finite(area):
+                raise UserError(f"{path}: annotation {number}: its area is {area!r}; it must be a number")
+            annotations.append(
+                {
+                    **annotation,
+                    "bbox": [x, y, width, height],
+                    "area": area,
+                    "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+                }
+            )
+    names = {number: str(categories[number].get("name", number)) for number in sorted(categories)}
+    return Annotations(path, images, names, annotations, dict(skipped))
+
+
+def read_results(path: Path | str, truth: Annotations) -> tuple[list[Record], dict[str, int]]:
+    """Read a COCO result file: a list of ``image_id, category_id, score`` and ``bbox`` and/or ``segmentation``.
+
+    Detections of categories that the annotations do not list are skipped and counted, as pycocotools leaves them out.
+
+    Raises:
+        UserError: naming the file and the entry that is broken, or that is of an unknown image.
+    """
+    path = Path(path)
+    data = read_json(path, "a COCO result file")
+    if isinstance(data, dict) and isinstance(data.get("annotations"), list):
+        data = data["annotations"]
+    if not isinstance(data, list):
+        raise UserError(f"{path}: not a COCO result file: it must be a list of detections")
+    skipped: Counter[str] = Counter()
+    kept: list[Record] = []
+    unknown: Counter[Any] = Counter()
+    for index, detection in enumerate(data):
+        where = f"{path}: detection {index}"
+        if not isinstance(detection, dict):
+            raise UserError(f"{where}: not a mapping with image_id, category_id, score and bbox or segmentation")
+        if not _whole(detection.get("image_id")) or detection["image_id"] not in truth.images:
+            unknown[str(detection.get("image_id"))] += 1
+            continue
+        if not _finite(detection.get("score")):
+            raise UserError(f"{where}: its score is {detection.get('score')!r}; it must be a finite number")
+        if detection.get("bbox"):
+            _box(detection["bbox"], where)
+        elif not detection.get("segmentation"):
+            raise UserError(f"{where}: it has neither a bbox nor a segmentation")
+        if not _whole(detection.get("category_id")) or detection["category_id"] not in truth.categories:
+            skipped["detections of unknown categories"] += 1
+            continue
+        kept.append(detection)
+    if unknown:
+        first = ", ".join(list(unknown)[:3])
+        raise UserError(
+            f"{path}: {unknown.total()} detections are of images that {truth.path} does not list "
+            f"(image_id {first}{', …' if len(unknown) > 3 else ''}); both files must be of the same split"
+        )
+    return kept, dict(skipped)
+
+
+def with_masks(records: Iterable[Record], images: Mapping[int, Record], path: Path, what: str) -> list[Record]:
+    """Return ``records`` with each ``segmentation`` as a sound compressed run-length code of its image's size.
+
+    A record without one gets its box as its mask, as pycocotools does for results.
+
+    Raises:
+        UserError: naming the file and the first record (a ``what``) whose segmentation is broken.
+    """
+    done: list[Record] = []
+    for index, record in enumerate(records):
+        image = images[record["image_id"]]
+        segmentation = record.get("segmentation")
+        try:
+            if segmentation is None:
+                x, y, w, h = record["bbox"]
+                segmentation = [[x, y, x, y + h, x + w, y + h, x + w, y]]
+            mask = compress(segmentation, image["height"], image["width"])
+        except ValueError as error:
+            raise UserError(f"{path}: {what} {record.get('id', index)}: {error}") from None
+        done.append({**record, "segmentation": mask})
+    codes = [record["segmentation"]["counts"].encode() for record in done]
+    pixels = np.array([math.prod(record["segmentation"]["size"]) for record in done], dtype=np.int64)
+    broken = np.flatnonzero(~check_codes(codes, pixels))
+    if len(broken):
+        record = done[int(broken[0])]
+        raise UserError(
+            f"{path}: {what} {record.get('id', int(broken[0]))}: the run-length code is broken: it does not decode to "
+            f"the {pixels[broken[0]]} pixels of its image"
+        )
+    return done
+
+
+def _by_id(entries: list[Any], path: Path, what: str) -> dict[int, Record]:
+    found: dict[int, Record] = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not _whole(entry.get("id")):
+            raise UserError(f"{path}: {what} number {index} has no whole number as its id")
+        if entry["id"] in found:
+            raise UserError(f"{path}: two entries of kind {what} have the id {entry['id']}; ids must differ")
+        found[entry["id"]] = entry
+    return found
+
+
+def _box(box: Any, where: str) -> list[float]:
+    if not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box):
+        raise UserError(f"{where}: its bbox is {str(box)[:60]}; it must be four finite numbers [x, y, width, height]")
+    if box[2] < 0 or box[3] < 0:
+        raise UserError(f"{where}: its bbox {box} has a negative width or height; a COCO box is [x, y, width, height]")
+    return box
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
