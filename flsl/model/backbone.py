@@ -92,9 +92,9 @@ def load_backbone(
     """Load an encoder for evaluation.
 
     Args:
-        checkpoint: our ``backbone.safetensors`` or ``checkpoint.pth``; the authors' or DINO's checkpoint (``teacher`` and
-            ``student`` dictionaries with ``module.`` and ``backbone.`` prefixes; the teacher is taken); a plain timm
-            state dictionary; or None for timm's own weights of ``model``.
+        checkpoint: our ``backbone.safetensors`` or ``checkpoint.pth``; the authors' or DINO's checkpoint
+            (``teacher`` and ``student`` dictionaries with ``module.`` and ``backbone.`` prefixes; the teacher is
+            taken); a plain timm state dictionary; or None for timm's own weights of ``model``.
         model: timm model name; not needed where the checkpoint tells (ours) or its shapes do (width / 64 heads).
         image_size: side in pixels that timm's own models are built for; None takes theirs. Any size works afterwards.
         pretrained: with no checkpoint, whether to load timm's weights (False: random ones).

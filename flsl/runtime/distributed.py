@@ -72,6 +72,12 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
     """Return the device that a ``compute.device`` setting names, and make it the current one.
 

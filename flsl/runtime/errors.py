@@ -15,6 +15,9 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
+        # a data loader's worker hands its error over with the worker's traceback around it
+        if message.startswith("Caught UserError in"):
+            message = message.rpartition("UserError: ")[2]
         super().__init__(" ".join(message.split()))
 
 

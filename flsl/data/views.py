@@ -1,0 +1,224 @@
+"""FLSL's views of one image and the sampling of queries (arXiv 2306.06203).
+
+The CPU decodes an image and makes one crop, the teacher's, as 8-bit pixels. Everything else happens in batches on the
+training device: the student's views are crops of that crop. What happens to sample i in epoch e is a function of
+(seed, e, i): its uniform numbers are drawn from a generator seeded with the three, and all parameters follow from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from flsl.config.pretrain import PretrainSettings
+from flsl.data.crops import CROP_DRAWS, apply_matrices, random_resized_boxes, resize_matrices
+from flsl.data.photometric import PHOTOMETRIC_DRAWS, PhotometricParameters, apply_photometric, draw_photometric
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+_REFERENCE_SIZE = 224
+
+
+@dataclass(frozen=True)
+class StudentParameters:
+    """Parameters of a group of equally large student views; group size G = views × batch, view by view.
+
+    Attributes:
+        boxes: (G, 4) top, left, height, width in the teacher's crop, in pixels.
+        colours: the colour changes.
+        queries: (G, M) indices of the sampled tokens.
+        drop_path: (G, 2 × depth) uniform numbers for stochastic depth.
+    """
+
+    boxes: Tensor
+    colours: PhotometricParameters
+    queries: Tensor
+    drop_path: Tensor
+
+    def to(self, device: torch.device) -> StudentParameters:
+        """Move everything to a device, without waiting where the memory is pinned."""
+        return StudentParameters(
+            self.boxes.to(device, non_blocking=True),
+            self.colours.to(device),
+            self.queries.to(device, non_blocking=True),
+            self.drop_path.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> StudentParameters:
+        """Copy everything to page-locked memory."""
+        return StudentParameters(
+            self.boxes.pin_memory(), self.colours.pin_memory(), self.queries.pin_memory(), self.drop_path.pin_memory()
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the data loader hands over.
+
+    Attributes:
+        crops: (batch, 3, T, T) the teacher's crops, uint8.
+        teacher: their colour changes.
+        students: the groups of student views: the global one, and the local ones where there are any.
+    """
+
+    crops: Tensor
+    teacher: PhotometricParameters
+    students: list[StudentParameters]
+
+    def to(self, device: torch.device) -> Batch:
+        """Move everything to a device, without waiting where the memory is pinned."""
+        return Batch(
+            self.crops.to(device, non_blocking=True),
+            self.teacher.to(device),
+            [group.to(device) for group in self.students],
+        )
+
+    def pin_memory(self) -> Batch:
+        """Copy everything to page-locked memory."""
+        return Batch(
+            self.crops.pin_memory(), self.teacher.pin_memory(), [group.pin_memory() for group in self.students]
+        )
+
+
+class FLSLViews:
+    """Makes the views of a batch; see the module's text.
+
+    Args:
+        settings: of the pretraining (views, patch size and query sampling are read).
+        depth: blocks of the encoder, each of which takes two numbers for stochastic depth.
+
+    >>> views = FLSLViews(PretrainSettings(), depth=12)
+    >>> numbers = np.stack([views.draw(seed=0, epoch=0, index=i) for i in range(2)])
+    >>> crops = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8)
+    >>> teacher, students = views(views.batch(crops, numbers))
+    >>> teacher.shape, [tuple(view.shape) for view in students]
+    (torch.Size([2, 3, 224, 224]), [(2, 3, 224, 224), (4, 3, 96, 96)])
+    """
+
+    def __init__(self, settings: PretrainSettings, depth: int) -> None:
+        self._settings = settings.views
+        self._window, self._sampling = settings.query_window, settings.query_sampling
+        self._blur_scale = settings.views.teacher_size / _REFERENCE_SIZE
+        views = settings.views
+        patch = settings.encoder.patch_size
+        # of each group: how many views, their side in pixels and in tokens, and the range of their area
+        self._groups = [(1, views.global_size, views.global_size // patch, views.global_scale)]
+        if views.local_crops:
+            self._groups.append((views.local_crops, views.local_size, views.local_size // patch, views.local_scale))
+        self._depth = depth
+        # kept on each device: copying them there every time would make a GPU wait
+        self._mean_and_std: dict[torch.device, Tensor] = {}
+        self.draws = (
+            CROP_DRAWS + PHOTOMETRIC_DRAWS + sum(n * self._student_draws(grid) for n, _, grid, _ in self._groups)
+        )
+
+    def _student_draws(self, grid: int) -> int:
+        return CROP_DRAWS + PHOTOMETRIC_DRAWS + query_draws(grid, self._window) + 2 * self._depth
+
+    def draw(self, seed: int, epoch: int, index: int) -> NDArray[np.float64]:
+        """Return the uniform numbers (draws,) of sample ``index`` in ``epoch``."""
+        return np.random.default_rng((seed, epoch, index)).random(self.draws)
+
+    def crop(self, image: Image.Image, numbers: NDArray[np.float64]) -> Tensor:
+        """Make the teacher's crop (3, T, T), uint8, of an RGB image; the only pixel work of the CPU."""
+        scale = self._settings.teacher_scale
+        box = random_resized_boxes(numbers[None, :CROP_DRAWS], image.height, image.width, (scale[0], scale[1]))[0]
+        top, left, height, width = (int(number) for number in box)
+        size = self._settings.teacher_size
+        # cropped first: Pillow's own box argument lets the filter look beyond the crop
+        crop = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous()
+
+    def batch(self, crops: Tensor, numbers: NDArray[np.float64]) -> Batch:
+        """Turn crops (batch, 3, T, T) and numbers (batch, draws) into what the training step takes."""
+        size = self._settings.teacher_size
+        at = CROP_DRAWS
+        teacher = draw_photometric(numbers[:, at : at + PHOTOMETRIC_DRAWS], self._settings, self._blur_scale)
+        at += PHOTOMETRIC_DRAWS
+        students = []
+        for count, _, grid, scale in self._groups:
+            each = self._student_draws(grid)
+            # view by view: the first view of all samples, then the second
+            own = np.concatenate([numbers[:, at + view * each : at + (view + 1) * each] for view in range(count)])
+            at += count * each
+            crop, colour, query, drop = np.split(
+                own,
+                np.cumsum([CROP_DRAWS, PHOTOMETRIC_DRAWS, query_draws(grid, self._window)]),
+                axis=1,
+            )
+            students.append(
+                StudentParameters(
+                    boxes=torch.from_numpy(random_resized_boxes(crop, size, size, (scale[0], scale[1]))),
+                    colours=draw_photometric(colour, self._settings, self._blur_scale),
+                    queries=sample_queries(grid, self._window, torch.from_numpy(query), self._sampling),
+                    drop_path=torch.from_numpy(drop.astype(np.float32)),
+                )
+            )
+        return Batch(crops, teacher, students)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Make the views on the batch's device.
+
+        Returns:
+            The teacher's views (batch, 3, T, T), and a tensor of student views (views × batch, 3, S, S) for each size;
+            all normalised, float32.
+        """
+        images = batch.crops.float() / 255
+        teacher = self._finish(images, batch.teacher)
+        students = []
+        for (count, size, _, _), group in zip(self._groups, batch.students, strict=True):
+            top, left, height, width = group.boxes.unbind(1)
+            rows = resize_matrices(top, height, images.shape[2], size)
+            columns = resize_matrices(left, width, images.shape[3], size)
+            crops = apply_matrices(images.repeat(count, 1, 1, 1), rows, columns).clamp_(0, 1)
+            students.append(self._finish(crops, group.colours))
+        return teacher, students
+
+    def _finish(self, images: Tensor, colours: PhotometricParameters) -> Tensor:
+        changed = apply_photometric(images, colours, self._blur_scale * self._settings.blur_radius[1])
+        if changed.device not in self._mean_and_std:
+            self._mean_and_std[changed.device] = torch.tensor([_MEAN, _STD], device=changed.device)[..., None, None]
+        mean, std = self._mean_and_std[changed.device]
+        normalised: Tensor = (changed - mean) / std
+        return normalised
+
+
+def query_draws(grid: int, window: int) -> int:
+    """Return how many uniform numbers :func:`sample_queries` takes: a corner, and one a window."""
+    return 1 + (grid // window) ** 2
+
+
+def sample_queries(grid: int, window: int, uniforms: Tensor, sampling: str = "random") -> Tensor:
+    """Sample one token of each window of the token grid (the paper's random pooling).
+
+    When the window does not divide the grid, the largest square that it does divide lies in one of the four corners, at
+    random.
+
+    Args:
+        grid: tokens n of a side.
+        window: side w of a window, in tokens; at most ``grid``.
+        uniforms: (batch, 1 + ⌊n/w⌋²) numbers in [0, 1).
+        sampling: ``random``, or ``first`` for each window's first token, the square in the first corner.
+
+    Returns:
+        (batch, ⌊n/w⌋²) indices into the n·n tokens, row by row, window by window.
+
+    >>> sample_queries(4, 2, torch.zeros(1, 5))
+    tensor([[ 0,  2,  8, 10]])
+    """
+    count = grid // window
+    slack = grid - count * window
+    if sampling == "first":
+        uniforms = torch.zeros_like(uniforms)
+    corner = (uniforms[:, :1] * 4).long()
+    within = (uniforms[:, 1:] * window * window).long()
+    windows = torch.arange(count * count, device=uniforms.device)
+    row = windows // count * window + within // window + slack * (corner // 2)
+    column = windows % count * window + within % window + slack * (corner % 2)
+    return row * grid + column

@@ -1,0 +1,113 @@
+"""Signs of life and of collapse, gathered on the device and fetched only when a line is written.
+
+A small VMR is no sign of health: student and teacher can agree on one prototype, or on the position alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from flsl.runtime.distributed import world_size
+
+
+class Health(nn.Module):
+    """Counts of hard assignments and sums of what is averaged; its buffers are part of a checkpoint.
+
+    Args:
+        prototypes: their number K.
+        positions: tokens of the student's global view, whose positions are watched.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    joint: Tensor
+    sums: Tensor
+
+    def __init__(self, prototypes: int, positions: int) -> None:
+        super().__init__()
+        self._positions = positions
+        self.register_buffer("student", torch.zeros(prototypes))
+        self.register_buffer("teacher", torch.zeros(prototypes))
+        self.register_buffer("joint", torch.zeros(prototypes * positions))
+        # updates, teacher entropy, feature variance
+        self.register_buffer("sums", torch.zeros(3, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(
+        self,
+        tokens: Tensor,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        teacher_temperature: float,
+        global_queries: Tensor,
+    ) -> None:
+        """Count one batch.
+
+        Args:
+            tokens: the sampled student tokens, (tokens, C).
+            student_logits: (tokens, K).
+            teacher_logits: (tokens, K).
+            teacher_temperature: T_t.
+            global_queries: (batch, M) positions of the global view's tokens, which come first among ``tokens``.
+        """
+        ones = torch.ones_like(student_logits[:, 0], dtype=torch.float32)
+        self.student.scatter_add_(0, student_logits.argmax(1), ones)
+        assigned = teacher_logits.argmax(1)
+        self.teacher.scatter_add_(0, assigned, ones)
+        positions = global_queries.flatten()
+        cells = assigned[: len(positions)] * self._positions + positions
+        self.joint.scatter_add_(0, cells, ones[: len(positions)])
+        log_teacher = torch.log_softmax(teacher_logits.float() / teacher_temperature, 1)
+        entropy = -(log_teacher.exp() * log_teacher).sum(1).mean()
+        variance = tokens.float().var(0).mean()
+        self.sums += torch.stack([torch.ones_like(entropy), entropy, variance])
+
+    @torch.no_grad()
+    def window(self) -> dict[str, float]:
+        """Return the figures since the last call, over all ranks, and start anew.
+
+        Returns:
+            ``perplexity`` and ``student_perplexity`` of the hard assignments (1 … K; 1 is collapse),
+            ``prototypes_used`` (share of K, percent), ``teacher_entropy`` (nats), ``feature_variance``.
+        """
+        student, teacher, sums = (_summed(values) for values in (self.student, self.teacher, self.sums))
+        count = sums[0].clamp(min=1)
+        figures = {
+            "perplexity": _entropy(teacher).exp(),
+            "student_perplexity": _entropy(student).exp(),
+            "prototypes_used": 100 * (teacher > 0).float().mean(),
+            "teacher_entropy": sums[1] / count,
+            "feature_variance": sums[2] / count,
+        }
+        for values in (self.student, self.teacher, self.sums):
+            values.zero_()
+        return {name: float(value) for name, value in figures.items()}
+
+    @torch.no_grad()
+    def epoch(self) -> dict[str, float]:
+        """Return the figures of the whole epoch, over all ranks, and start anew.
+
+        Returns:
+            ``position_information``: how much of the grid position's entropy the assigned prototype explains, percent.
+        """
+        joint = _summed(self.joint).reshape(-1, self._positions)
+        self.joint.zero_()
+        by_prototype, by_position = _entropy(joint.sum(1)), _entropy(joint.sum(0))
+        information = by_prototype + by_position - _entropy(joint.flatten())
+        share = torch.where(by_position > 0, information / by_position.clamp(min=1e-9), torch.zeros_like(information))
+        return {"position_information": float(100 * share.clamp(0, 1))}
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.double()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def _entropy(counts: Tensor) -> Tensor:
+    """Return the entropy (nats) of the distribution that the counts make."""
+    shares = counts.double() / counts.sum().clamp(min=1)
+    return -torch.xlogy(shares, shares).sum()

@@ -1,0 +1,86 @@
+"""Encoder and head as one module, and the student's and the teacher's part of a step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flsl.config.pretrain import PretrainSettings
+from flsl.data.views import StudentParameters
+from flsl.model.head import ProjectionHead
+from flsl.model.mean_shift import mean_shift
+from flsl.model.vit import build_encoder, set_drop_path
+
+
+class StudentOutput(NamedTuple):
+    """What the student makes of its views.
+
+    Attributes:
+        queries: of each group of views, the sampled tokens (views × batch, M, C).
+        tokens: all of them, (tokens, C).
+        modes: their modes within their own view, (tokens, C).
+        logits: the modes' similarities to the prototypes, (tokens, K).
+    """
+
+    queries: list[Tensor]
+    tokens: Tensor
+    modes: Tensor
+    logits: Tensor
+
+
+class FLSLNetwork(nn.Module):
+    """A ViT and its projection head; the student and the teacher are one each.
+
+    Args:
+        settings: of the pretraining.
+        drop_path: stochastic depth (the student's setting; 0 in the teacher).
+    """
+
+    def __init__(self, settings: PretrainSettings, drop_path: float) -> None:
+        super().__init__()
+        self.encoder = build_encoder(settings.encoder, settings.views.teacher_size, drop_path)
+        self.head = ProjectionHead.from_settings(self.encoder.embed_dim, settings.prototypes, settings.head)
+
+    def forward(self, views: list[Tensor], parameters: list[StudentParameters], tau_sa: float) -> StudentOutput:
+        """Run the student: encode the views, sample queries, shift them to their modes, project.
+
+        Args:
+            views: a tensor (views × batch, 3, S, S) for each size.
+            parameters: of each, the query indices and the numbers for stochastic depth.
+            tau_sa: τ of self-attention, absolute.
+        """
+        queries, modes = [], []
+        for images, group in zip(views, parameters, strict=True):
+            set_drop_path(self.encoder, group.drop_path)
+            tokens = self.encoder.forward_features(images)
+            sampled = tokens.gather(1, group.queries[..., None].expand(-1, -1, tokens.shape[-1]))
+            queries.append(sampled)
+            modes.append(mean_shift(sampled, tokens, tau_sa))
+        flat_modes = torch.cat([mode.flatten(0, 1) for mode in modes])
+        flat_tokens = torch.cat([query.flatten(0, 1) for query in queries])
+        return StudentOutput(queries, flat_tokens, flat_modes, self.head(flat_modes))
+
+    @torch.no_grad()
+    def targets(self, queries: list[Tensor], teacher_tokens: Tensor, tau_ca: float) -> Tensor:
+        """Run the teacher's half: shift the student's queries to their modes in the teacher's view, project.
+
+        Args:
+            queries: of each group, (views × batch, M, C), view by view.
+            teacher_tokens: (batch, N, C), the keys.
+            tau_ca: τ of cross-attention, absolute.
+
+        Returns:
+            The similarities to the prototypes, (tokens, K), in the order of :attr:`StudentOutput.tokens`.
+        """
+        batch, _, width = teacher_tokens.shape
+        modes = []
+        for group in queries:
+            views, count = len(group) // batch, group.shape[1]
+            # all views of an image share its keys, so that they are one row of queries: no copy of the keys a view
+            rows = group.detach().reshape(views, batch, count, width).transpose(0, 1).reshape(batch, -1, width)
+            found = mean_shift(rows, teacher_tokens, tau_ca)
+            modes.append(found.reshape(batch, views, count, width).transpose(0, 1).reshape(-1, width))
+        logits: Tensor = self.head(torch.cat(modes))
+        return logits

@@ -1,0 +1,95 @@
+"""A k-NN check of the teacher while it learns, on a small fixed part of the labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from flsl.model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from flsl.model.neighbours import knn_accuracy
+
+_K = 20
+_TEMPERATURE = 0.07
+
+
+class LabelledImages(Protocol):
+    """What the check reads."""
+
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Image.Image:
+        """Return image ``index`` in mode RGB."""
+
+
+class OnlineKnn:
+    """k-NN accuracy (k = 20, DINO's votes) of mean patch tokens.
+
+    Args:
+        train: images whose labels vote; a fixed random choice of ``count`` of them is used.
+        val: images that are classified; a tenth as many.
+        count: of training images.
+        size: side of the images that the encoder sees, in pixels.
+        workers: loading processes.
+    """
+
+    def __init__(self, train: LabelledImages, val: LabelledImages, count: int, size: int, workers: int) -> None:
+        self._sets = [_Small(train, count, size), _Small(val, max(1, count // 10), size)]
+        self._workers = workers
+
+    def accuracy(self, encoder: VisionTransformer, device: torch.device) -> float:
+        """Return the top-1 accuracy in percent; the encoder's mode (training or not) is as it was afterwards."""
+        training = encoder.training
+        encoder.eval()
+        (bank, bank_labels), (queries, labels) = (self._features(small, encoder, device) for small in self._sets)
+        encoder.train(training)
+        k = min(_K, len(bank))
+        classes = int(torch.cat([bank_labels, labels]).max()) + 1
+        figures = knn_accuracy(queries, labels, bank, bank_labels, classes, [k], _TEMPERATURE)
+        return figures[f"top1@{k}"]
+
+    @torch.no_grad()
+    def _features(self, small: _Small, encoder: VisionTransformer, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        features, labels = [], []
+        for images, own in self._batches(small):
+            normalised = (images.to(device).float() / 255 - mean) / std
+            features.append(encoder.forward_features(normalised).float().mean(1))
+            labels.append(own)
+        return torch.cat(features), torch.cat(labels).to(device)
+
+    def _batches(self, small: _Small) -> Iterator[tuple[Tensor, Tensor]]:
+        # a small set is decoded faster than worker processes start
+        workers = self._workers if len(small) > 5000 else 0
+        yield from DataLoader(small, batch_size=250, num_workers=workers)
+
+
+class _Small(Dataset[tuple[Tensor, int]]):
+    """A fixed choice of images: short side resized, centre cropped, uint8."""
+
+    def __init__(self, images: LabelledImages, count: int, size: int) -> None:
+        self._images, self._size = images, size
+        chosen = np.random.default_rng(0).permutation(len(images))[:count]
+        self._indices = np.sort(chosen)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        index = int(self._indices[item])
+        image = self._images.load(index)
+        scale = self._size / min(image.size)
+        width, height = (max(self._size, round(side * scale)) for side in image.size)
+        left, top = (width - self._size) // 2, (height - self._size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.crop((left, top, left + self._size, top + self._size))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), int(self._images.labels[index])
