@@ -6,6 +6,7 @@ different lengths are compared for ever. Everything that comes from a file is th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 _BITS = 5
 _LONGEST = 7  # digits of five bits that a number of 32 bits needs
+_CHUNK = 1 << 16  # characters decoded at once: what a core's cache holds
 
 
 def check_codes(codes: Sequence[bytes], pixels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -25,6 +27,14 @@ def check_codes(codes: Sequence[bytes], pixels: NDArray[np.int64]) -> NDArray[np
         codes: the ``counts`` of n masks, as ASCII.
         pixels: (n,) height × width of each mask.
     """
+    ends = np.cumsum([len(code) for code in codes], dtype=np.int64)
+    cuts = np.searchsorted(ends, np.arange(_CHUNK, ends[-1] if len(ends) else 0, _CHUNK)).tolist()
+    bounds = sorted({0, *cuts, len(codes)})
+    chunks = [_check_chunk(codes[a:b], pixels[a:b]) for a, b in itertools.pairwise(bounds)]
+    return np.concatenate(chunks) if chunks else np.zeros(0, dtype=bool)
+
+
+def _check_chunk(codes: Sequence[bytes], pixels: NDArray[np.int64]) -> NDArray[np.bool_]:
     lengths = np.array([len(code) for code in codes], dtype=np.int64)
     text = np.frombuffer(b"".join(codes), dtype=np.uint8).astype(np.int64) - 48
     owner = np.repeat(np.arange(len(codes)), lengths)
