@@ -12,6 +12,8 @@ def add(commands: Commands) -> None:
     """Add the commands of this group."""
     coco = commands.add_parser("coco", help="Evaluate COCO results.")
     _add_coco_evaluate(coco.add_subparsers(metavar="COMMAND", required=True, title="commands"))
+    uavdt = commands.add_parser("uavdt", help="Evaluate UAVDT detections.")
+    _add_uavdt_evaluate(uavdt.add_subparsers(metavar="COMMAND", required=True, title="commands"))
 
 
 def _add_coco_evaluate(sub: Commands) -> None:
@@ -42,3 +44,33 @@ def _coco_evaluate(args: argparse.Namespace) -> None:
     print("      " + " ".join(f"{name:>6}" for name in FIGURES))
     for kind, stats in record["stats"].items():
         print(f"{kind:6}" + " ".join(f"{100 * value:6.2f}" if value >= 0 else "     -" for value in stats))
+
+
+def _add_uavdt_evaluate(sub: Commands) -> None:
+    """Add ``flsl uavdt evaluate``."""
+    parser = command(
+        sub,
+        "evaluate",
+        _uavdt_evaluate,
+        "Evaluate UAVDT detections: the official AP@0.7, its attribute tables, and COCO-style AP.",
+    )
+    parser.add_argument("--gt", type=Path, required=True, metavar="DIR", help="folder of <sequence>_gt_whole.txt")
+    parser.add_argument(
+        "--detections", type=Path, required=True, metavar="DIR|JSON", help="folder of <sequence>.txt, or COCO results"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="metrics.json to write")
+    parser.add_argument(
+        "--sequences", nargs="+", metavar="NAME", help="sequences (default: the official test sequences in --gt)"
+    )
+    parser.add_argument(
+        "--annotations", type=Path, metavar="JSON", help="COCO file of the results' image ids, if not our conversion's"
+    )
+    parser.add_argument("--run", dest="run_name", default="files", metavar="NAME", help="the run's name in the output")
+
+
+def _uavdt_evaluate(args: argparse.Namespace) -> None:
+    from flsl.detect.uavdt_eval import evaluate_files
+
+    record = evaluate_files(args.gt, args.detections, args.out, args.sequences, args.annotations, args.run_name)
+    for name, value in record["metrics"].items():
+        print(f"{name:44} {value:6.2f}")
