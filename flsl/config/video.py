@@ -1,21 +1,25 @@
-"""Settings of video object segmentation by label propagation (METHOD, section 3: DAVIS 2017)."""
+"""Settings of video object segmentation by label propagation (DINO's protocol on DAVIS 2017)."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
-from flsl.config.base import Count, Positive, Settings
+from flsl.config.base import Count, Positive, Settings, Slug
 
 
 class DavisSettings(Settings):
     """DINO's protocol on DAVIS 2017; the defaults are the published ones."""
 
-    split: Literal["train", "val", "test-dev"] = Field("val", description="List of sequences below `ImageSets/<year>`.")
-    year: Literal["2016", "2017"] = Field("2017", description="Folder below `ImageSets`.")
+    split: Slug = Field("val", description="List of sequences `ImageSets/<year>/<split>.txt`, e.g. `val`, `test-dev`.")
+    year: Slug = Field("2017", description="Folder below `ImageSets`.")
+    resolution: Slug = Field("480p", description="Folder below `JPEGImages` and `Annotations`.")
     context_frames: int = Field(7, ge=0, description="Previous frames that labels come from, besides the first frame.")
     radius: Count = Field(12, description="Half side of the square neighbourhood that keys are taken from, in tokens.")
     top_k: Count = Field(5, description="Best keys kept a query, over the whole context.")
     temperature: Positive = Field(0.1, description="Temperature of the affinity exp(cos / temperature).")
     size: Count = Field(480, description="Short side that frames are resized to, in pixels.")
+    multiple: Count = Field(
+        64, description="The long side is rounded down to a multiple of this, in pixels (and of the patch size)."
+    )
+    batch_size: Count = Field(4, description="Frames that the encoder takes at once.")
+    sequences_per_job: Count = Field(1, description="Sequences that one job of the workflow propagates.")

@@ -1,0 +1,180 @@
+"""Sequences of DAVIS 2017 in the official layout: which there are, their frames, their masks.
+
+``ImageSets/<year>/<split>.txt`` lists the sequences, ``JPEGImages/<resolution>/<sequence>/%05d.jpg`` are the frames and
+``Annotations/<resolution>/<sequence>/%05d.png`` the masks: one channel, 0 the background, 1…n the objects, 255 void.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from flsl.config.video import DavisSettings
+from flsl.runtime.errors import UserError, inside, nearest, require_folder
+
+LabelMap: TypeAlias = NDArray[np.uint8]
+VOID = 255
+
+
+@dataclass(frozen=True)
+class Video:
+    """A sequence to propagate labels through.
+
+    Attributes:
+        name: the sequence's name.
+        frames: paths of the frames in order, at least one.
+        first_mask: path of the first frame's mask.
+    """
+
+    name: str
+    frames: tuple[Path, ...]
+    first_mask: Path
+
+
+def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()) -> list[str]:
+    """Return the names of the split's sequences, or those of ``only`` where it names any.
+
+    Args:
+        root: folder that holds ``ImageSets``, ``JPEGImages`` and ``Annotations``.
+        settings: the year and the split, and the resolution that sequences of ``only`` must exist at.
+        only: names of sequences, of the split or of the data set.
+
+    Raises:
+        UserError: when the list is missing or empty, or a sequence is unknown.
+    """
+    root = require_folder(root, "DAVIS (JPEGImages, Annotations, ImageSets)")
+    path = root / "ImageSets" / settings.year / f"{settings.split}.txt"
+    try:
+        names = list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
+    except FileNotFoundError:
+        splits = sorted(list_.stem for list_ in path.parent.glob("*.txt"))
+        known = f"; there {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}" if splits else ""
+        raise UserError(f"{path}: no such list of sequences{known}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of sequences ({error})") from None
+    wanted = list(dict.fromkeys(only))
+    frames = root / "JPEGImages" / settings.resolution
+    for name in wanted:
+        if name not in names and not inside(frames, name, "--sequences").is_dir():
+            raise UserError(f"--sequences: '{name}' is not a sequence of {path}{nearest(name, names)}")
+    for name in names:
+        inside(frames, name, path)
+    if not names:
+        raise UserError(f"{path}: lists no sequence; one name a line is expected")
+    return wanted or names
+
+
+def open_video(root: Path, name: str, settings: DavisSettings) -> Video:
+    """Return a sequence's frames and its first mask's path.
+
+    Raises:
+        UserError: when frames are missing, are not numbered in equal steps, or the first mask is missing.
+    """
+    frames = _numbered(require_folder(root / "JPEGImages" / settings.resolution / name, f"frames of {name}"), ".jpg")
+    mask = root / "Annotations" / settings.resolution / name / f"{frames[0].stem}.png"
+    if not mask.is_file():
+        raise UserError(f"{mask}: no such file; the mask of the first frame of {name} is expected there")
+    return Video(name, frames, mask)
+
+
+def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, ...]:
+    """Return the paths of a sequence's masks, one for every frame where its frames are at hand.
+
+    Raises:
+        UserError: when masks are missing, or there are too few to evaluate.
+    """
+    folder = require_folder(root / "Annotations" / settings.resolution / name, f"masks of {name}")
+    masks = _numbered(folder, ".png")
+    frames = [path.stem for path in (root / "JPEGImages" / settings.resolution / name).glob("*.jpg")]
+    missing = sorted(set(frames) - {mask.stem for mask in masks})
+    if missing and len(masks) == 1:
+        raise UserError(
+            f"{folder}: only the first frame is annotated, as in DAVIS' test splits; such sequences can be propagated, "
+            "not evaluated"
+        )
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: the mask {missing[0]}.png of a frame{more} is missing")
+    if len(masks) < 3:
+        raise UserError(
+            f"{folder}: {_frames(len(masks))}; the first and the last are not evaluated, so that at least 3 are needed"
+        )
+    return masks
+
+
+def predicted(folder: Path, name: str, truth: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the predicted masks' paths, named as the masks of the ground truth ``truth``.
+
+    Raises:
+        UserError: when the sequence or masks of it are missing.
+    """
+    folder = require_folder(folder / name, f"predicted masks of {name}")
+    paths = tuple(folder / mask.name for mask in truth)
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{folder}: the predicted mask {missing[0]}{more} of {len(paths)} is missing")
+    return paths
+
+
+def read_mask(path: Path) -> LabelMap:
+    """Read a mask's ids (height, width), void included.
+
+    Raises:
+        UserError: when it is no image of one channel of ids.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            labels = np.asarray(image) if mode in ("P", "L", "1") else None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error}); a mask is an indexed PNG") from None
+    if labels is None:
+        raise UserError(f"{path}: an image of mode {mode}; a mask is an indexed PNG whose pixels are object ids 0…n")
+    return labels.astype(np.uint8)
+
+
+def read_first_mask(path: Path) -> LabelMap:
+    """Read a first frame's mask with void made background, and see to it that it names objects.
+
+    Raises:
+        UserError: when it is empty or a 0/255 mask.
+    """
+    labels = read_mask(path)
+    objects = labels[(labels != 0) & (labels != VOID)]
+    if not objects.size:
+        if (labels == VOID).any():
+            raise UserError(f"{path}: a 0/255 mask; objects are given by ids 1…n (write 1 for 255), 255 is void")
+        raise UserError(f"{path}: the first mask is empty; there is no object to follow")
+    return np.where(labels == VOID, np.uint8(0), labels)
+
+
+def _numbered(folder: Path, suffix: str) -> tuple[Path, ...]:
+    """List a folder's images in order, and refuse a list with a hole."""
+    paths = tuple(sorted(path for path in folder.iterdir() if path.suffix == suffix and path.name[0] != "."))
+    if not paths:
+        raise UserError(f"{folder}: holds no {suffix} files; frames are numbered 00000{suffix}, 00001{suffix}, …")
+    if not all(path.stem.isdecimal() for path in paths):
+        return paths
+    numbers = [int(path.stem) for path in paths]
+    steps = {after - before for before, after in itertools.pairwise(numbers)}
+    if len(steps) > 1:
+        step = min(steps)
+        for path, before, after in zip(paths, numbers, numbers[1:], strict=False):
+            if after - before != step:
+                hole = f"{before + step:0{len(path.stem)}d}{suffix}"
+                raise UserError(
+                    f"{folder}: {hole} is missing; {path.name} and {after:0{len(path.stem)}d}{suffix} exist"
+                )
+    return paths
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame" if count == 1 else f"{count} frames"
