@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from flsl.cli.common import Commands, command, config_arguments, experiment
@@ -13,7 +14,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("data", help="Make the demo's data; check data sets.")
     sub = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     _add_scenes(sub)
-    # `flsl data check` goes here: _add_check(sub); its function was overwritten by an edit of `flsl data scenes`
+    _add_check(sub)
 
 
 def _add_scenes(sub: Commands) -> None:
@@ -51,3 +52,59 @@ def _scenes(args: argparse.Namespace) -> None:
     if args.preview:
         draw_preview(out, args.preview)
         print(f"{args.preview}: samples")
+
+
+def _add_check(sub: Commands) -> None:
+    """Add ``flsl data check``."""
+    parser = sub.add_parser("check", help="Read a data set once and write what it holds.")
+    kinds = parser.add_subparsers(metavar="KIND", required=True, title="kinds of data sets")
+    for kind, what in (
+        ("images", "an image folder, <split>/<class>/<image>"),
+        ("coco", "COCO's images and instances_*.json"),
+        ("uavdt", "UAVDT's frames and ground truth"),
+        ("davis", "DAVIS 2017"),
+    ):
+        _add_kind(kinds, kind, what)
+
+
+def _add_kind(kinds: Commands, kind: str, what: str) -> None:
+    parser = command(
+        kinds,
+        kind,
+        _check,
+        f"Check {what}.",
+        "\n\nReads every file whose size or time changed since the last check, and writes manifest.json (counts,\n"
+        "classes, sizes, content hash, what was quarantined and why) and files.csv (one row a file). Damaged files\n"
+        "are quarantined: training skips them. Nothing is written into the data set.",
+    )
+    parser.set_defaults(kind=kind)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("--root", metavar="DIR", help=f"the data set (instead of the setting data.{kind}.root)")
+    parser.add_argument("--decode", action="store_true", help="decode every image wholly; takes several times longer")
+    parser.add_argument("--fresh", action="store_true", help="read every file, also those that seem unchanged")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes that read (default: one a core)")
+    parser.add_argument("--revision", metavar="VALUE", help="value to store for the workflow (default: keep the old)")
+    config_arguments(parser)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from flsl.data.check import check_data, summary
+    from flsl.runtime.errors import UserError
+    from flsl.runtime.progress import warn
+
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs: {args.jobs}; a number of processes from 1 on is expected")
+    if args.root is not None:
+        # before the other overrides, which may change the layout below it
+        args.overrides.insert(0, f"data.{args.kind}.root={json.dumps(args.root)}")
+    settings = getattr(experiment(args).data, args.kind)
+    if settings is None:
+        raise UserError(f"data.{args.kind}: not set; give --root DIR or data.{args.kind}.root=DIR")
+    manifest, written = check_data(settings, args.out, args.revision, args.jobs, args.decode, args.fresh)
+    for line in summary(manifest):
+        print(line)
+    for line in manifest["inconsistencies"]["first"]:
+        warn(line)
+    for entry in manifest["quarantined"]["first"]:
+        warn(f"quarantined {entry['path']}: {entry['reason']}")
+    print(f"{args.out / 'manifest.json'}: {'written' if written else 'unchanged'}")

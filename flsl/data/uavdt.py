@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
+from flsl.config.data import UavdtSettings
+from flsl.data.files import Row
+from flsl.data.manifest import Findings
 from flsl.runtime.errors import UserError, require_file
 
 TEST_LENGTHS = {
@@ -25,6 +29,7 @@ TRAIN_SEQUENCES = (
 )  # fmt: skip
 """The other 30 sequences."""
 COLUMNS = ("frame", "target", "left", "top", "width", "height", "out_of_view", "occlusion", "category")
+CATEGORIES = {1: "car", 2: "truck", 3: "bus"}
 _WHOLE = ("frame", "target", "out_of_view", "occlusion", "category")
 
 
@@ -112,3 +117,114 @@ def _refuse(path: Path | str, table: pd.DataFrame, wrong: Iterable[bool], what: 
     rows = np.flatnonzero(np.asarray(wrong))
     if len(rows):
         raise UserError(f"{path}: line {rows[0] + 1}: {what} ({len(rows)} such line{'s' * (len(rows) > 1)})")
+
+
+def check_uavdt(settings: UavdtSettings, rows: Sequence[Row]) -> Findings:
+    """Check each sequence's ground truth, frames and length against each other and the official lists.
+
+    Raises:
+        UserError: when the ground truth folder holds no ``<sequence>_gt_whole.txt``.
+    """
+    frames: dict[str, dict[str, Row]] = {}
+    tables: set[str] = set()
+    for row in rows:
+        path = PurePosixPath(row.path)
+        if path.parent.parent == PurePosixPath(settings.frames):
+            frames.setdefault(path.parent.name, {})[path.name] = row
+        elif path.parent == PurePosixPath(settings.ground_truth):
+            tables.add(path.name)
+    suffix = "_gt_whole.txt"
+    truths = sorted(name.removesuffix(suffix) for name in tables if name.endswith(suffix))
+    folder = Path(settings.root) / settings.ground_truth
+    if not truths:
+        raise UserError(f"{folder}: holds no <sequence>{suffix}; UAVDT's ground truth is expected there")
+    findings = Findings()
+    wrong = findings.inconsistencies
+    if not frames:
+        wrong.append(
+            f"{Path(settings.root) / settings.frames}: no frames; only detections made elsewhere can be evaluated"
+        )
+    categories: dict[str, dict[str, int]] = {name: {} for name in CATEGORIES.values()}
+    for name in sorted({*truths, *frames}):
+        figures = findings.splits.setdefault(
+            split_of(name), {"sequences": 0, "frames": 0, "boxes": 0, "ignore_boxes": 0}
+        )
+        figures["sequences"] += 1
+        figures["frames"] += len(frames.get(name, ()))
+        if not split_of(name):
+            findings.notes.append(f"{name}: not one of the 50 official sequences")
+        if name not in truths:
+            wrong.append(f"{name}: has frames but no {name}{suffix}")
+            continue
+        if frames and name not in frames:
+            wrong.append(f"{name}: has ground truth but no frames")
+        if f"{name}_gt_ignore.txt" not in tables:
+            wrong.append(f"{name}: has no {name}_gt_ignore.txt; no region is ignored")
+        else:
+            figures["ignore_boxes"] += len(_checked(folder / f"{name}_gt_ignore.txt", read_ignore, wrong))
+        boxes = _checked(folder / f"{name}{suffix}", read_ground_truth, wrong)
+        figures["boxes"] += len(boxes)
+        for code, count in boxes["category"].value_counts().items():
+            split_counts = categories[CATEGORIES[int(str(code))]]
+            split_counts[split_of(name)] = split_counts.get(split_of(name), 0) + int(count)
+        wrong += [f"{name}: {line}" for line in _sequence_faults(boxes, frames.get(name, {}))]
+        last = max(len(frames.get(name, ())), int(boxes["frame"].max()) if len(boxes) else 0)
+        if name in TEST_LENGTHS and last != TEST_LENGTHS[name]:
+            (wrong if last > TEST_LENGTHS[name] else findings.notes).append(
+                f"{name}: {last} frames, the official test sequence has {TEST_LENGTHS[name]}"
+            )
+    for split, official in (("train", TRAIN_SEQUENCES), ("test", TEST_SEQUENCES)):
+        present = len({*truths, *frames}.intersection(official))
+        if present < len(official):
+            findings.notes.append(f"{split}: {present} of the {len(official)} official sequences")
+    findings.extra["classes"] = {"count": len(categories), "listed": categories}
+    findings.rows = [row._replace(split=split_of(_sequence(row.path))) for row in rows]
+    return findings
+
+
+def _checked(path: Path, read: Callable[[Path], pd.DataFrame], wrong: list[str]) -> pd.DataFrame:
+    """Return a file's rows; one that cannot be read becomes an inconsistency."""
+    try:
+        return read(path)
+    except UserError as error:
+        wrong.append(str(error))
+        return pd.DataFrame(columns=list(COLUMNS))
+
+
+def _sequence_faults(boxes: pd.DataFrame, frames: dict[str, Row]) -> list[str]:
+    """Return what is wrong with one sequence, a line each."""
+    wrong = []
+    count = len(frames)
+    expected = {f"img{number:06d}.jpg" for number in range(1, count + 1)}
+    if set(frames) != expected:
+        wrong.append(f"frames are not named img000001.jpg … without gaps, e.g. {min(set(frames) ^ expected)}")
+    bad = [row for row in frames.values() if not row.ok]
+    if bad:
+        wrong.append(f"{len(bad)} quarantined frame(s), e.g. {bad[0].path} ({bad[0].status})")
+    sizes = Counter((row.width, row.height) for row in frames.values() if row.ok)
+    if len(sizes) > 1:
+        wrong.append("frames of several sizes: " + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
+    if not len(boxes):
+        return wrong
+    if frames and boxes["frame"].max() > count:
+        wrong.append(f"ground truth up to frame {boxes['frame'].max()}, but {count} frames")
+    flat = int(((boxes["width"] <= 0) | (boxes["height"] <= 0)).sum())
+    if flat:
+        wrong.append(f"{flat} box(es) without area")
+    twice = int(boxes.duplicated(["frame", "target"]).sum())
+    if twice:
+        wrong.append(f"{twice} row(s) repeat a target in a frame")
+    if sizes:
+        width, height = next(iter(sizes))
+        # boxes may be cut at the border a pixel late, as the official ones are
+        out = (boxes["left"] >= width) | (boxes["top"] >= height)
+        out |= (boxes["left"] + boxes["width"] <= 0) | (boxes["top"] + boxes["height"] <= 0)
+        if out.any():
+            wrong.append(f"{int(out.sum())} box(es) lie outside the {width}×{height} frame")
+    return wrong
+
+
+def _sequence(path: str) -> str:
+    """Return the sequence that a file belongs to: a frame's folder, or the start of a ground truth file's name."""
+    name = PurePosixPath(path)
+    return name.name.partition("_gt")[0] if name.suffix == ".txt" else name.parent.name

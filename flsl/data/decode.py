@@ -1,0 +1,88 @@
+"""From an image file of any usual kind to 8-bit RGB pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from flsl.runtime.errors import UserError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+"""Names that count as images: torchvision's ImageFolder list, so that both see the same files."""
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""What such a file may really hold. Pillow's other readers stay shut: fewer parsers face files from elsewhere."""
+_WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+_MAX_16_BITS = 65535
+
+
+def load_rgb(path: Path | str, min_size: int | None = None) -> Image.Image:
+    """Read an image file as 8-bit RGB.
+
+    Grayscale, palette, CMYK (Pillow undoes Adobe's inversion) and 1-bit images are converted; 16-bit samples are
+    scaled to 8 bits, not clipped. Transparency is dropped, not composited, and the EXIF orientation is ignored: both
+    as torchvision's ImageFolder does, whose pixels the field's ImageNet figures come from. Of a file with several
+    frames the first is read.
+
+    Args:
+        path: the file.
+        min_size: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its scale as long as the shorter side keeps
+            at least ``2 * min_size`` pixels. libjpeg averages the pixels of a block for that, and a later antialiased
+            resize to ``min_size``, by two or more, hides the difference (some grey levels on average); large
+            photographs decode several times faster. None decodes at full scale.
+
+    Raises:
+        UserError: naming the file, when it cannot be read or decoded.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            image = open_image(stream)
+            if min_size is not None:
+                image.draft("RGB", (2 * min_size, 2 * min_size))
+            return to_rgb(image)
+    except Exception as error:  # whatever a parser of damaged bytes may raise
+        raise UserError(f"{path}: not a readable image: {reason(error)}") from error
+
+
+def open_image(stream: IO[bytes]) -> Image.Image:
+    """Read an image's header; the pixels are read later.
+
+    Raises:
+        Exception: whatever Pillow's parsers raise on bytes that are no image; :func:`reason` puts it in words.
+    """
+    return Image.open(stream, formats=FORMATS)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode an opened image to RGB, as :func:`load_rgb` says.
+
+    Raises:
+        Exception: whatever Pillow's decoders raise on damaged pixels; :func:`reason` puts it in words.
+    """
+    image.load()
+    if image.mode in _WIDE_MODES:
+        wide = np.asarray(image).astype(np.int32)
+        if wide.min() < 0 or wide.max() > _MAX_16_BITS:
+            raise ValueError("samples of more than 16 bits; convert it to 8 or 16 bits a sample")
+        image = Image.fromarray(((wide * 255 + _MAX_16_BITS // 2) // _MAX_16_BITS).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point samples; convert it to 8 or 16 bits a sample")
+    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # the same colours; converting to RGB at once makes Pillow warn
+    return image.convert("RGB")
+
+
+def reason(error: Exception) -> str:
+    """Return in a few words, on one line, why an image cannot be read."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image of a known kind"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too many pixels (a decompression bomb?): {text}"
+    if isinstance(error, EOFError | IndexError) or "truncated" in text.lower():
+        return f"truncated ({text or 'the file ends too early'})"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read ({error.strerror})"
+    return f"cannot be decoded ({text or type(error).__name__})"

@@ -1,0 +1,272 @@
+"""``files.csv``: one row a file of a data set, made in parallel and, the second time, only where files changed."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import signal
+import socket
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from flsl.data.integrity import Inspection, inspect
+from flsl.data.listing import Entry, Holds
+from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import atomic
+
+FILES = "files.csv"
+_PART = "files.part.*.csv"
+_CHUNK = 128
+# starting processes takes about as long as looking at this many files
+_WORTH_PROCESSES = 4000
+
+
+class Row(NamedTuple):
+    """One file: where it belongs, and what :func:`flsl.data.integrity.inspect` found (see ``Inspection``).
+
+    Attributes:
+        path: below the root, ``/`` between folders.
+        split: the split it belongs to, ``""`` if none.
+        class_name: its class, ``""`` if none.
+    """
+
+    path: str
+    split: str
+    class_name: str
+    width: int
+    height: int
+    mode: str
+    format: str
+    bytes: int
+    mtime_ns: int
+    digest: str
+    status: str
+    ids: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file can be used."""
+        return self.status == "ok"
+
+
+COLUMNS = tuple("class" if name == "class_name" else name for name in Row._fields)
+
+
+def content_sha256(rows: Iterable[Row]) -> str:
+    """Return the SHA-256 of the paths and digests of ``rows``, which are sorted by path: times do not matter."""
+    state = hashlib.sha256()
+    for row in rows:
+        # a path holds no NUL and a digest has a fixed length, so that no two lists of files read the same
+        state.update(os.fsencode(row.path) + b"\0" + row.digest.encode() + b"\n")
+    return state.hexdigest()
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a ``files.csv``.
+
+    Raises:
+        UserError: when it is missing or damaged; ``flsl data check`` makes it anew.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            lines = csv.reader(stream, strict=True)
+            if tuple(next(lines, ())) != COLUMNS:
+                raise ValueError(f"its first line is not {','.join(COLUMNS)}")
+            for line in lines:
+                yield _row(line)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `flsl data check` writes it") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and run `flsl data check` again") from None
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a ``files.csv`` atomically; names that are not valid UTF-8 keep their bytes.
+
+    Raises:
+        UserError: when it cannot be written.
+    """
+    with (
+        atomic(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
+    ):
+        writer = csv.writer(stream)
+        writer.writerow(COLUMNS)
+        writer.writerows(rows)
+
+
+def read_cache(folder: Path, strict: bool = False) -> dict[str, Row]:
+    """Return what earlier checks found by path: ``files.csv`` and, of checks that were killed, what they had done.
+
+    Raises:
+        UserError: with ``strict``, when there is no ``files.csv`` or it is damaged; else that only costs time.
+    """
+    try:
+        known = {row.path: row for row in read_rows(folder / FILES)}
+    except UserError:
+        if strict:
+            raise
+        known = {}
+    for part in sorted(folder.glob(_PART)):
+        # its last line is cut off where the check was killed
+        with (
+            part.open(encoding="utf-8", errors="surrogateescape", newline="") as stream,
+            suppress(ValueError, csv.Error),
+        ):
+            for row in map(_row, csv.reader(stream)):
+                old = known.get(row.path, row)
+                known[row.path] = row._replace(split=old.split, class_name=old.class_name)
+    return known
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed checks left; ``files.csv`` has taken it over."""
+    for part in folder.glob(_PART):
+        part.unlink(missing_ok=True)
+
+
+def inspect_all(
+    root: Path,
+    entries: Sequence[Entry],
+    known: dict[str, Row],
+    folder: Path | None = None,
+    jobs: int | None = None,
+    decode: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> list[Row]:
+    """Return the row of each entry, reading only files whose size or time is not that of their row in ``known``.
+
+    Args:
+        root: the data set's folder.
+        entries: the files, sorted by path; the rows come in their order.
+        known: rows of an earlier check by path.
+        folder: where finished rows are noted meanwhile, so that a killed check goes on where it was; None: nowhere.
+        jobs: processes; None takes one a core.
+        decode: decode every image that is read.
+        progress: called with the number of entries that were done since the last call.
+
+    Raises:
+        UserError: when a reading process died.
+    """
+    rows: list[Row | None] = [_cached(entry, known.get(entry.path)) for entry in entries]
+    todo = [index for index, row in enumerate(rows) if row is None]
+    report = progress or (lambda count: None)
+    report(len(entries) - len(todo))
+    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
+    tasks = [(root, [(entries[index].path, entries[index].holds) for index in chunk], decode) for chunk in chunks]
+    with _Part(folder if todo else None) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about odd metadata; what matters is in the status
+        for chunk, found in zip(chunks, _run(tasks, jobs or cores(), len(todo)), strict=True):
+            done = []
+            for index, inspection in zip(chunk, found, strict=True):
+                rows[index] = row = _joined(entries[index], inspection, known.get(entries[index].path))
+                done.append(row)
+            part.add(done)
+            report(len(chunk))
+    return [row for row in rows if row is not None]
+
+
+def cores() -> int:
+    """Return how many cores this process may use (a SLURM job's, not the node's)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shown(path: str) -> str:
+    """Return a path that can be printed and stored as UTF-8: bytes that are no UTF-8 are written as ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+_Task = tuple[Path, list[tuple[str, Holds]], bool]
+
+
+def _run(tasks: Sequence[_Task], jobs: int, files: int) -> Iterator[list[Inspection]]:
+    """Yield each task's inspections in order; hashing and decoding leave Python's lock, so that threads do for few."""
+    if jobs == 1 or not tasks:
+        yield from map(_inspect_chunk, tasks)
+        return
+    pool: Executor
+    if files < _WORTH_PROCESSES:
+        pool = ThreadPoolExecutor(jobs)
+    else:
+        pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
+    try:
+        yield from pool.map(_inspect_chunk, tasks)
+    except BrokenProcessPool:
+        raise UserError(
+            f"{tasks[0][0]}: a process that read its files was killed (out of memory?); try a smaller --jobs"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C
+    warnings.simplefilter("ignore")
+
+
+def _inspect_chunk(task: _Task) -> list[Inspection]:
+    root, files, decode = task
+    return [inspect(root / path, holds, decode) for path, holds in files]
+
+
+def _cached(entry: Entry, row: Row | None) -> Row | None:
+    """Return the row of an entry that need not be read, None for one that must."""
+    if entry.problem:
+        return _joined(entry, Inspection(0, 0, "", "", entry.size, entry.mtime_ns, "", entry.problem, ""), None)
+    if row is None or not row.digest or (row.bytes, row.mtime_ns) != (entry.size, entry.mtime_ns):
+        return None
+    return row._replace(split=entry.split, class_name=entry.class_name) if _seen_as(row, entry.holds) else None
+
+
+def _joined(entry: Entry, found: Inspection, before: Row | None) -> Row:
+    """Return the row of a file that was read; if it was only touched, what an earlier, closer look said holds."""
+    if before is not None and before.digest and before.digest == found.digest and _seen_as(before, entry.holds):
+        return before._replace(split=entry.split, class_name=entry.class_name, mtime_ns=found.mtime_ns)
+    return Row(entry.path, entry.split, entry.class_name, *found)
+
+
+def _seen_as(row: Row, holds: Holds) -> bool:
+    """Return whether a row tells what is needed; the same file may have been read as something else before."""
+    if not row.ok:
+        return holds != "tables"
+    return holds == ("masks" if row.ids else "images" if row.format else "tables")
+
+
+def _row(line: list[str]) -> Row:
+    path, split, class_name, width, height, mode, format_, size, mtime_ns, digest, status, ids = line
+    return Row(
+        path, split, class_name, int(width), int(height), mode, format_, int(size), int(mtime_ns), digest, status, ids
+    )
+
+
+class _Part:
+    """The rows that a running check has finished; each process has its own file, so that none tears another's lines."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._stream = None
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / _PART.replace("*", f"{socket.gethostname()}.{os.getpid()}")
+                self._stream = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+            except OSError:
+                self._stream = None  # without it a killed check starts over, nothing else
+
+    def __enter__(self) -> _Part:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        if self._stream is not None:
+            csv.writer(self._stream).writerows(rows)
+            self._stream.flush()

@@ -1,0 +1,264 @@
+"""Image folders as ImageNet's: the list of images that training and the probes read, and the check of a folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flsl.config.data import ImageFolderSettings
+from flsl.data.boxes import match_xml, read_boxes, read_csv, read_xml
+from flsl.data.decode import EXTENSIONS, load_rgb
+from flsl.data.files import FILES, Row, read_rows, shown
+from flsl.data.listing import Listing, list_files
+from flsl.data.manifest import MANIFEST, Findings, load_manifest
+from flsl.runtime.errors import UserError
+
+__all__ = ["ImageSet", "Strings", "check_images", "load_rgb", "read_boxes"]
+
+_LISTED_CLASSES = 4000
+
+
+class Strings(Sequence[str]):
+    """An immutable list of strings in two arrays.
+
+    A million Python strings cost 100 MB in every worker, as touching their reference counts copies the shared pages;
+    the two arrays stay shared.
+    """
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        """Take the strings over; they may hold undecodable bytes of file names."""
+        encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
+        self._bytes: NDArray[np.uint8] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"string {index} of {len(self)}")
+        index %= len(self)
+        start = self._ends[index - 1] if index else 0
+        return self._bytes[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The usable images of one split, sorted by path.
+
+    Attributes:
+        root: the data set's folder.
+        split: ``"train"`` or ``"val"``, or the folder that was scanned.
+        paths: the images below ``root``.
+        labels: int64 (images,): index into ``class_names``; -1 for an image in no class folder.
+        class_names: sorted; from a manifest the same for both splits, so that equal labels mean equal classes.
+    """
+
+    root: Path
+    split: str
+    paths: Strings
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """Return where image ``index`` lies."""
+        return self.root / self.paths[index]
+
+    @classmethod
+    def from_manifest(cls, folder: Path | str, split: str, labelled: bool = False) -> ImageSet:
+        """Take the images that ``flsl data check`` found usable.
+
+        Args:
+            folder: holds ``manifest.json`` and ``files.csv``.
+            split: ``"train"`` or ``"val"``, or the name of the split's folder.
+            labelled: refuse data without usable labels, as the probes need them.
+
+        Raises:
+            UserError: when there is no such manifest or split, or, if ``labelled``, when an image is in no class folder
+                or ``val`` has a class that ``train`` lacks.
+        """
+        folder = Path(folder)
+        manifest = load_manifest(folder)
+        if manifest["kind"] != "images":
+            raise UserError(f"{folder / MANIFEST}: a manifest of kind {manifest['kind']}; an image folder is expected")
+        folders = {name: manifest["settings"].get(name) for name in ("train", "val") if name in manifest["splits"]}
+        name = next((name for name in folders if split in (name, folders[name])), None)
+        if name is None:
+            raise UserError(f"{folder / MANIFEST}: has no split '{split}'; there are {', '.join(folders)}")
+        found: list[tuple[str, str]] = []
+        classes: dict[str, dict[str, str]] = {"train": {}, "val": {}}
+        count = 0
+        for row in read_rows(folder / FILES):
+            count += 1
+            if row.ok and row.format:
+                # one string object a class, not one an image
+                class_name = classes[row.split].setdefault(row.class_name, row.class_name)
+                if row.split == name:
+                    found.append((row.path, class_name))
+        if count != manifest["files"]:
+            raise UserError(
+                f"{folder / FILES}: {count} files, but {MANIFEST} says {manifest['files']}; check them again"
+            )
+        if labelled:
+            _require_labels(folder / MANIFEST, classes)
+        return cls._of(Path(manifest["root"]), name, found, set().union(*classes.values()))
+
+    @classmethod
+    def scan(cls, root: Path | str, split: str) -> ImageSet:
+        """List a folder without a manifest: by names only, so that damaged files are in it too.
+
+        Args:
+            root: the data set's folder.
+            split: the split's folder below it, ``.`` for ``root`` itself.
+
+        Raises:
+            UserError: when the folder is missing or holds no image.
+        """
+        listing = list_files(ImageFolderSettings(root=str(root), train=split, val=None))
+        found = [
+            (entry.path, entry.class_name)
+            for entry in listing.entries
+            if not entry.problem and PurePosixPath(entry.path).suffix.lower() in EXTENSIONS
+        ]
+        if not found:
+            raise UserError(f"{Path(root) / split}: holds no images; <class>/<image> is expected there")
+        return cls._of(Path(root), split, found, {name for _, name in found})
+
+    @classmethod
+    def _of(cls, root: Path, split: str, found: Sequence[tuple[str, str]], classes: set[str]) -> ImageSet:
+        class_names = tuple(sorted(classes - {""}))
+        index = {"": -1} | {name: label for label, name in enumerate(class_names)}
+        labels = np.fromiter((index[name] for _, name in found), dtype=np.int64, count=len(found))
+        return cls(root, split, Strings(path for path, _ in found), labels, class_names)
+
+
+def _require_labels(manifest: Path, classes: Mapping[str, Iterable[str]]) -> None:
+    for split, names in classes.items():
+        if "" in names:
+            raise UserError(f"{manifest}: images of {split} lie in no class folder; <split>/<class>/<image> is needed")
+    extra = sorted(set(classes["val"]) - set(classes["train"]))
+    if extra:
+        raise UserError(
+            f"{manifest}: val has {len(extra)} class(es) without a readable training image ({_some(extra)}); "
+            f"both splits need the same classes"
+        )
+
+
+def check_images(settings: ImageFolderSettings, listing: Listing, rows: Sequence[Row]) -> Findings:
+    """Check classes, splits and boxes of an image folder whose files were inspected.
+
+    Raises:
+        UserError: when a split has no readable image.
+    """
+    findings = Findings()
+    counts: dict[str, Counter[str]] = {}
+    for split, folder in (("train", settings.train), ("val", settings.val)):
+        if folder is not None:
+            counts[split] = _count_classes(settings, split, folder, listing, rows, findings)
+    if len(counts) == 2:
+        for one, other in (("val", "train"), ("train", "val")):
+            missing = sorted(set(counts[one]) - set(counts[other]) - {""})
+            if missing:
+                findings.inconsistencies.append(
+                    f"{len(missing)} class(es) of {one} have no image in {other}: {_some(missing)}"
+                )
+    names = sorted(set().union(*counts.values()) - {""})
+    findings.extra["classes"] = {
+        "count": len(names),
+        "listed": {
+            shown(name): {split: count[name] for split, count in counts.items()} for name in names[:_LISTED_CLASSES]
+        },
+    }
+    if settings.boxes is not None:
+        findings.extra["boxes"] = _check_boxes(settings, settings.boxes, rows, findings)
+    return findings
+
+
+def _count_classes(
+    settings: ImageFolderSettings,
+    split: str,
+    folder: str,
+    listing: Listing,
+    rows: Sequence[Row],
+    findings: Findings,
+) -> Counter[str]:
+    """Return the number of readable images a class of one split, and note what is odd."""
+    place = Path(settings.root) / folder
+    mine = [row for row in rows if row.split == split]
+    counts = Counter(row.class_name for row in mine if row.ok)
+    if not mine:
+        raise UserError(f"{place}: holds no images; data.images.{split} is expected to hold <class>/<image>")
+    if not counts:
+        raise UserError(
+            f"{place}: none of its {len(mine)} file(s) is a readable image; {shown(mine[0].path)}: {mine[0].status}"
+        )
+    above = PurePosixPath(folder)
+    folders = {path.name for path in map(PurePosixPath, listing.folders) if path != above and path.parent == above}
+    empty = sorted(folders - set(counts))
+    if empty:
+        findings.inconsistencies.append(f"{len(empty)} class(es) of {split} have no readable image: {_some(empty)}")
+    if counts[""]:
+        findings.inconsistencies.append(
+            f"{counts['']} image(s) of {split} lie in no class folder ({folder}/<class>/<image> is expected): "
+            f"they can be pretrained on, but have no labels"
+        )
+    findings.splits[split] = {"folder": folder, "classes": len(set(counts) - {""})}
+    return counts
+
+
+def _check_boxes(settings: ImageFolderSettings, boxes: str, rows: Sequence[Row], findings: Findings) -> dict[str, int]:
+    """Read every box, and report what :func:`read_boxes` would refuse or leave out."""
+    root = Path(settings.root)
+    sizes = {row.path: (row.width, row.height) for row in rows if row.ok and row.format}
+    boxed: set[str] = set()
+    count = outside = unknown = 0
+    try:
+        if (root / boxes).is_file():
+            for path, box in read_csv(root, root / boxes):
+                count += 1
+                boxed.add(path)
+                width, height = sizes.get(path, (np.inf, np.inf))
+                outside += bool((box[:2] < 0).any() or box[2] > width or box[3] > height)
+            unknown = len(boxed - sizes.keys())
+            boxed &= sizes.keys()
+        else:
+            for xml, image in match_xml(root, boxes, sizes):
+                if image is None:
+                    unknown += 1
+                    continue
+                try:
+                    count += len(read_xml(root / boxes / xml, root / image, sizes[image]))
+                    boxed.add(image)
+                except UserError as error:
+                    findings.inconsistencies.append(str(error))
+    except UserError as error:
+        findings.inconsistencies.append(str(error))
+    if not boxed:
+        findings.inconsistencies.append(f"{boxes}: holds no box of a readable image")
+    if outside:
+        findings.inconsistencies.append(f"{boxes}: {outside} box(es) reach out of their image")
+    if unknown:
+        findings.notes.append(f"{boxes}: boxes of {unknown} image(s) that are not there or not readable")
+    return {"images": len(boxed), "boxes": count}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -1,0 +1,114 @@
+"""Whether one file can be used: read once, hashed, and looked at just closely enough."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from flsl.data.decode import EXTENSIONS, open_image, reason, to_rgb
+from flsl.data.listing import Holds
+
+OK = "ok"
+_DIGEST_BYTES = 8
+_LARGEST_IMAGE = 512 * 2**20
+_JPEG_END = b"\xff\xd9"
+
+
+class Inspection(NamedTuple):
+    """What a look at a file found.
+
+    Attributes:
+        width: pixels; 0 where it is no readable image. So is ``height``.
+        mode: Pillow's mode, e.g. ``"RGB"``.
+        format: Pillow's format, e.g. ``"JPEG"``.
+        bytes: size of the file.
+        mtime_ns: modification time when it was read.
+        digest: first 16 hexadecimal digits of the BLAKE2b of its bytes; ``""`` where they were not read.
+        status: ``"ok"`` or why the file is quarantined.
+        ids: of a mask, the object numbers in it, separated by spaces (0 is the background).
+    """
+
+    width: int
+    height: int
+    mode: str
+    format: str
+    bytes: int
+    mtime_ns: int
+    digest: str
+    status: str
+    ids: str
+
+
+def inspect(path: Path, holds: Holds, decode: bool = False) -> Inspection:
+    """Look at one file; this never raises for what is wrong with the file.
+
+    The bytes are read once, for the digest. Then an image's header is parsed, and a JPEG is taken as whole if it ends
+    in the end-of-image marker, a PNG if the checksums of all its chunks hold; everything else that could be damaged is
+    decided by decoding it. ``decode`` decodes every image as training will.
+    """
+    if holds != "tables" and path.suffix.lower() not in EXTENSIONS:
+        # not even read: archives of many gigabytes lie beside images
+        ending = f"its name ends in {path.suffix}" if path.suffix else "its name has no ending"
+        return _unread(_stat(path), f"not an image ({ending})")
+    try:
+        with path.open("rb") as stream:
+            info = os.fstat(stream.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                return _unread(info, "not a regular file")
+            if holds == "tables" or info.st_size > _LARGEST_IMAGE:
+                digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+                status = OK if holds == "tables" else f"larger than {_LARGEST_IMAGE // 2**20} MiB"
+                return Inspection(0, 0, "", "", info.st_size, info.st_mtime_ns, digest, status, "")
+            data = stream.read()
+    except OSError as error:
+        return _unread(_stat(path), f"cannot be read ({error.strerror})")
+    digest = hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
+    width, height, mode, format_, status, ids = _look(data, holds, decode)
+    return Inspection(width, height, mode, format_, len(data), info.st_mtime_ns, digest, status, ids)
+
+
+def _look(data: bytes, holds: Holds, decode: bool) -> tuple[int, int, str, str, str, str]:
+    if not data:
+        return 0, 0, "", "", "empty file", ""
+    try:
+        with open_image(BytesIO(data)) as image:
+            width, height, mode, format_ = *image.size, image.mode, image.format or ""
+            ids = ""
+            status = OK
+            try:
+                if holds == "masks":
+                    ids = _mask_ids(image)
+                elif not decode and mode != "F" and format_ == "PNG":
+                    image.verify()
+                elif decode or format_ != "JPEG" or not data.endswith(_JPEG_END):
+                    to_rgb(image)
+            except Exception as error:  # whatever a decoder of damaged bytes may raise
+                status = reason(error)
+            return width, height, mode, format_, status, ids
+    except Exception as error:  # whatever a parser of damaged bytes may raise
+        return 0, 0, "", "", reason(error), ""
+
+
+def _mask_ids(image: Image.Image) -> str:
+    if image.mode not in ("P", "L"):
+        raise ValueError(f"a mask is an indexed PNG, not mode {image.mode}")
+    return " ".join(map(str, np.unique(np.asarray(image))))
+
+
+def _unread(info: os.stat_result | None, status: str) -> Inspection:
+    size, time = (info.st_size, info.st_mtime_ns) if info is not None else (0, 0)
+    return Inspection(0, 0, "", "", size, time, "", status, "")
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
