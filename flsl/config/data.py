@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flsl.config.base import Count, Settings
 
@@ -64,17 +64,30 @@ class ScenesSettings(Settings):
     seed: int = Field(0, ge=0, description="Seed of everything that is made.")
     classes: int = Field(10, ge=2, le=10, description="Object classes, each a pair of texture and shape.")
     image_size: int = Field(48, ge=32, le=1024, description="Side of the image folder's images, in pixels.")
-    train_images: Count = Field(4000, description="Training images of the image folder.")
-    val_images: Count = Field(1000, description="Validation images of the image folder.")
-    coco_size: int = Field(128, ge=64, le=2048, description="Longer side of the COCO images, in pixels.")
+    train_images: Count = Field(4000, description="Training images of the image folder, at least one a class.")
+    val_images: Count = Field(1000, description="Validation images of the image folder, at least one a class.")
+    coco_size: int = Field(
+        128, ge=64, le=2048, description="Longer side of the COCO images, in pixels; it varies by 15 %."
+    )
     coco_train_images: int = Field(200, ge=0, description="COCO training images; 0 leaves COCO out.")
-    coco_val_images: int = Field(50, ge=0, description="COCO validation images.")
-    uavdt_size: int = Field(256, ge=64, le=2048, description="Width of the UAVDT frames, in pixels (4:3 less a bit).")
-    uavdt_sequences: int = Field(4, ge=0, le=50, description="UAVDT sequences, half of them test; 0 leaves UAVDT out.")
-    uavdt_frames: int = Field(30, ge=1, description="Frames a UAVDT sequence.")
-    davis_size: int = Field(96, ge=64, le=2048, description="Short side of the DAVIS frames, in pixels.")
+    coco_val_images: Count = Field(50, description="COCO validation images.")
+    uavdt_size: int = Field(256, ge=128, le=2048, description="Width of the UAVDT frames, in pixels (1024:540).")
+    uavdt_sequences: int = Field(
+        4, ge=0, le=50, description="UAVDT sequences, half of them (at most 20) test; 0 leaves UAVDT out."
+    )
+    uavdt_frames: Count = Field(30, description="Frames a UAVDT sequence.")
+    davis_size: int = Field(96, ge=64, le=2048, description="Short side of the DAVIS frames, in pixels (854:480).")
     davis_sequences: int = Field(4, ge=0, description="DAVIS sequences, half of them val; 0 leaves DAVIS out.")
-    davis_frames: int = Field(20, ge=1, description="Frames a DAVIS sequence.")
+    davis_frames: Count = Field(20, description="Frames a DAVIS sequence.")
+
+    @model_validator(mode="after")
+    def _fit(self) -> ScenesSettings:
+        for name in ("train_images", "val_images"):
+            if getattr(self, name) < self.classes:
+                raise ValueError(f"{name}: at least one image a class ({self.classes}), not {getattr(self, name)}")
+        if self.uavdt_sequences == 1:
+            raise ValueError("uavdt_sequences: at least 2 (one to train on, one to test on) or 0, not 1")
+        return self
 
 
 class DataSettings(Settings):
