@@ -12,8 +12,10 @@ def add(commands: Commands) -> None:
     """Add the commands of this group."""
     coco = commands.add_parser("coco", help="Evaluate COCO results.")
     _add_coco_evaluate(coco.add_subparsers(metavar="COMMAND", required=True, title="commands"))
-    uavdt = commands.add_parser("uavdt", help="Evaluate UAVDT detections.")
-    _add_uavdt_evaluate(uavdt.add_subparsers(metavar="COMMAND", required=True, title="commands"))
+    uavdt = commands.add_parser("uavdt", help="Convert UAVDT to COCO's form; evaluate UAVDT detections.")
+    sub = uavdt.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    _add_uavdt_convert(sub)
+    _add_uavdt_evaluate(sub)
 
 
 def _add_coco_evaluate(sub: Commands) -> None:
@@ -74,3 +76,29 @@ def _uavdt_evaluate(args: argparse.Namespace) -> None:
     record = evaluate_files(args.gt, args.detections, args.out, args.sequences, args.annotations, args.run_name)
     for name, value in record["metrics"].items():
         print(f"{name:44} {value:6.2f}")
+
+
+def _add_uavdt_convert(sub: Commands) -> None:
+    """Add ``flsl uavdt convert``."""
+    parser = command(sub, "convert", _uavdt_convert, "Write UAVDT sequences as a COCO annotation file.")
+    parser.add_argument("--frames", type=Path, required=True, metavar="DIR", help="folder of <sequence>/img000001.jpg")
+    parser.add_argument("--gt", type=Path, required=True, metavar="DIR", help="folder of <sequence>_gt_whole.txt")
+    parser.add_argument(
+        "--split", choices=["train", "test"], default="train", help="official split (30 / 20 sequences)"
+    )
+    parser.add_argument("--sequences", nargs="+", metavar="NAME", help="these sequences instead of a split")
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help="keep every N-th frame (default: 1)")
+    parser.add_argument(
+        "--classes", choices=["vehicle", "each"], default="vehicle", help="one class, or car, truck and bus"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="COCO file to write")
+
+
+def _uavdt_convert(args: argparse.Namespace) -> None:
+    from flsl.detect.uavdt_convert import convert_files
+    from flsl.runtime.errors import UserError
+
+    if args.stride < 1:
+        raise UserError(f"--stride: {args.stride} is not a number of frames from 1 on")
+    data = convert_files(args.frames, args.gt, args.out, args.split, args.stride, args.classes, args.sequences)
+    print(f"{args.out}: {len(data['images'])} images, {len(data['annotations'])} annotations")
