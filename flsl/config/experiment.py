@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from flsl.config.base import Settings, Slug
+from flsl.config.base import NonNegative, Settings, Slug
 from flsl.config.compute import ComputeSettings
 from flsl.config.data import DataSettings
 from flsl.config.pretrain import PretrainSettings
@@ -42,8 +42,15 @@ class TrackingSettings(Settings):
         None,
         description="Tracking server; null takes MLFLOW_TRACKING_URI, else SQLite in the project's results folder.",
     )
+    experiment: str | None = Field(
+        None, min_length=1, max_length=500, description="Name of the MLflow experiment; null takes the project's name."
+    )
     live: bool = Field(True, description="Send training curves while pretraining runs, not only at the end.")
+    live_seconds: float = Field(5.0, ge=0.1, description="Seconds between two looks for new points while it runs.")
     timeout: float = Field(10.0, gt=0, description="Seconds after which a server that does not answer is left alone.")
+    artifact_mb: NonNegative = Field(
+        100.0, description="Largest file (a model, a figure, a table) that is stored with a run in MLflow, in MB."
+    )
 
 
 class Experiment(Settings):

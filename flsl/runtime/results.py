@@ -1,8 +1,7 @@
-"""Reading a project's results folder: the layout that the stages write, for those who show it (MLflow, tables, figures)."""
+"""Reading a project's results folder, the layout that the stages write, for what shows it: MLflow, tables, figures."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -70,7 +69,7 @@ class Stage:
     def seconds(self) -> float:
         """How long it ran."""
         value = self.provenance.get("seconds")
-        return float(value) if is_number(value) else 0.0
+        return float(value) if isinstance(value, int | float) else 0.0
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,14 @@ class Run:
         recorded = dict(pretrain.params) if pretrain is not None else {}
         if self.baseline:
             made = _mapping(_mapping(self.config, "baselines"), self.name) or recorded
-            settings: dict[str, Any] = {"baseline": dict(made)}
+            settings: dict[str, Any] = {"baseline": {key: value for key, value in made.items() if value is not None}}
             encoder = _mapping(_mapping(self.config, PRETRAIN), "encoder")
             if made.get("kind") == "random" and encoder:
                 settings[PRETRAIN] = {"encoder": dict(encoder)}
         else:
-            settings = {PRETRAIN: dict(_mapping(self.config, PRETRAIN) or _mapping(recorded, PRETRAIN) or recorded)}
-            settings[PRETRAIN].pop("seed", None)
+            recipe = dict(_mapping(self.config, PRETRAIN) or recorded)
+            recipe.pop("seed", None)
+            settings = {PRETRAIN: recipe} if recipe else {}
         if self.seed is not None:
             settings["seed"] = self.seed
         return settings
@@ -198,7 +198,7 @@ def read_run(folder: Path, problems: list[str]) -> Run:
         except UserError as error:
             broken.append(path.name)
             problems.append(str(error))
-    return Run(folder.name, folder, _read_config(folder / CONFIG, problems), stages, tuple(broken))
+    return Run(folder.name, folder, read_config(folder / CONFIG, problems), stages, tuple(broken))
 
 
 def read_stage(folder: Path, name: str | None = None) -> Stage:
@@ -216,25 +216,8 @@ def read_stage(folder: Path, name: str | None = None) -> Stage:
     return Stage(name or folder.name, folder, record)
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read the whole lines of a ``history.jsonl`` that may still be growing; broken lines are left out."""
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        *lines, _half = path.read_bytes().split(b"\n")
-        rows.extend(row for row in map(history_row, lines) if row is not None)
-    return rows
-
-
-def history_row(line: bytes) -> dict[str, Any] | None:
-    """Return what a line of ``history.jsonl`` says, or ``None`` when it is not a JSON object."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
-def _read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
+def read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
+    """Read a run's resolved config as plain data; empty, with a line in ``problems``, where it cannot be read."""
     if not path.is_file():
         return {}
     try:

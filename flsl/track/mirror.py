@@ -1,0 +1,317 @@
+"""A run's files as MLflow runs: one for the run, below it one for each stage; made, updated or replaced as needed.
+
+MLflow's params cannot be changed, and points of a metric cannot be taken back. Where the files no longer say what was
+sent (other settings, a history that was cut back, a figure that is gone), the MLflow run is moved to MLflow's trash and
+a new one takes its place; in all other cases the same MLflow run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flsl.config.experiment import TrackingSettings
+from flsl.runtime.outputs import sha256_json
+from flsl.runtime.progress import warn
+from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, RECORD, Run, Stage, stage_folders
+from flsl.track.history import Mark, Point, milliseconds, new_points
+from flsl.track.names import config_hash, is_curve, mlflow_name, mlflow_params
+from flsl.track.store import Seen, Store, TrackingError
+
+_SHAPE = 1  # of the view; another number makes `sync` look at everything again
+_ARTIFACTS = {".png", ".svg", ".md", ".csv", ".html"}
+_MODEL = "backbone.safetensors"
+
+
+@dataclass
+class Counts:
+    """What a sync did."""
+
+    runs: int = 0
+    stages: int = 0
+    unchanged: int = 0
+    points: int = 0
+    removed: int = 0
+    replaced: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run belongs.
+
+    Attributes:
+        project: the project's name.
+        folder: what the view is of; its runs are removed from the view when they are gone from there.
+    """
+
+    project: str
+    folder: Path
+
+
+@dataclass
+class Wanted:
+    """What a run should look like in the store."""
+
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    figures: dict[str, float]
+    start: int
+    end: int | None
+    status: str
+    kept: Callable[[str], bool] = field(default=is_curve)
+    """Whether a metric that is not among the figures may stay."""
+
+
+class Mirror:
+    """Brings the MLflow runs of an experiment to what files say.
+
+    Args:
+        store: the tracking store.
+        experiment: the experiment's id.
+        place: where the runs belong.
+        settings: what to send.
+
+    Attributes:
+        counts: what was done so far.
+    """
+
+    def __init__(self, store: Store, experiment: str, place: Place, settings: TrackingSettings) -> None:
+        self._store, self._experiment, self._place, self._settings = store, experiment, place, settings
+        self._uploads = True
+        self.counts = Counts()
+
+    def run(self, run: Run, seen: list[Seen], whole: bool = True, state: str | None = None) -> None:
+        """Bring a run and its stages up to date.
+
+        Args:
+            run: what the files say.
+            seen: the MLflow runs that carry its name.
+            whole: whether ``run`` holds all of its stages; without, others are left as they are.
+            state: MLflow's status of stages that are not complete; ``None`` leaves it.
+        """
+        known = self._index(seen)
+        files = signature(run.folder, self._settings) if whole else ""
+        parent = self._bring(known.get(""), self._wanted_run(run, known.get(""), whole, state))
+        self._upload(parent, run.folder, _listing(run.folder, {CONFIG}), {})
+        for stage in run.stages.values():
+            self._stage(run, stage, parent, known.get(stage.name), state)
+            self.counts.stages += 1
+        if whole:
+            for name in known.keys() - set(run.stages) - set(run.broken) - {""}:
+                self.remove(known[name])
+            if not run.broken and self._uploads:
+                self._store.log(parent.run_id, tags={"flsl.files": files})
+        self.counts.runs += 1
+
+    def up_to_date(self, folder: Path, seen: list[Seen]) -> bool:
+        """Tell whether the store already shows a run's files as they are."""
+        parents = [one for one in seen if "flsl.stage" not in one.tags]
+        stages = sorted(one.tags["flsl.stage"] for one in seen if "flsl.stage" in one.tags)
+        return (
+            len(parents) == 1
+            and parents[0].tags.get("flsl.files") == signature(folder, self._settings)
+            and parents[0].tags.get("flsl.folder") == str(self._place.folder)
+            and stages == sorted(path.name for path in stage_folders(folder))
+            and {one.tags.get("mlflow.parentRunId") for one in seen} <= {None, parents[0].run_id}
+        )
+
+    def remove(self, seen: Seen) -> None:
+        """Move a run whose files are gone to MLflow's trash."""
+        self._store.delete(seen.run_id, "its files are gone")
+        self.counts.removed += 1
+
+    def _index(self, seen: list[Seen]) -> dict[str, Seen]:
+        """Return the runs by stage ("" for the parent), and mend what two processes at once may have made twice."""
+        known: dict[str, Seen] = {}
+        for one in sorted(seen, key=lambda one: (one.start, one.run_id)):
+            stage = one.tags.get("flsl.stage", "")
+            if stage in known:
+                self._store.delete(one.run_id, "the same run twice")
+                self.counts.removed += 1
+            else:
+                known[stage] = one
+        return known
+
+    def _bring(self, seen: Seen | None, wanted: Wanted) -> Seen:
+        """Make, update or replace a run; return it as it is then."""
+        if seen is not None and (reason := _conflict(seen, wanted)):
+            self._store.delete(seen.run_id, reason)
+            self.counts.replaced += 1
+            seen = None
+        if seen is None:
+            seen = self._store.create(self._experiment, wanted.name, wanted.start, wanted.tags)
+        at = wanted.end or wanted.start
+        points = [
+            # where a figure was another, the newer time makes this one the latest
+            Point(key, value, max(at, self._store.latest(seen.run_id, key) + 1) if key in seen.metrics else at, 0)
+            for key, value in wanted.figures.items()
+            if seen.metrics.get(key) != value
+        ]
+        params = {key: value for key, value in wanted.params.items() if key not in seen.params}
+        tags = {key: value for key, value in wanted.tags.items() if seen.tags.get(key) != value}
+        self._store.log(seen.run_id, points, params, tags)
+        if seen.status != wanted.status or (wanted.end is not None and seen.end != wanted.end):
+            self._store.status(seen.run_id, wanted.status, wanted.end)
+        seen.tags.update(tags)
+        return seen
+
+    def _stage(self, run: Run, stage: Stage, parent: Seen, seen: Seen | None, state: str | None) -> None:
+        history = stage.folder / HISTORY
+        if seen is not None and not Mark.parse(seen.tags.get("flsl.history")).holds(history):
+            self._store.delete(seen.run_id, "its history was cut back or written anew")
+            self.counts.replaced += 1
+            seen = None
+        child = self._bring(seen, self._wanted_stage(run, stage, parent, seen, state))
+        sent = Mark.parse(child.tags.get("flsl.history"))
+        for points, mark in new_points(history, sent, child.start):
+            self._store.log(child.run_id, points, tags={"flsl.history": str(mark)})
+            self.counts.points += len(points)
+        if stage.record is not None:
+            packages = stage.provenance.get("packages")
+            texts = {}
+            if isinstance(packages, Mapping):
+                texts["environment.txt"] = "".join(f"{name}=={version}\n" for name, version in packages.items())
+            self._upload(child, stage.folder, self._artifacts(stage.folder), texts)
+
+    def _upload(self, seen: Seen, folder: Path, names: Mapping[str, str], texts: Mapping[str, str]) -> None:
+        """Store the files ``names`` with a run, unless they already are."""
+        listing = sha256_json({**names, **texts})[:16]
+        if not names or not self._uploads or seen.tags.get("flsl.artifacts") == listing:
+            return
+        try:
+            for name in names:
+                self._store.upload(seen.run_id, folder / name)
+            for name, text in texts.items():
+                self._store.upload_text(seen.run_id, name, text)
+        except TrackingError as error:
+            # figures and curves may still arrive: a server's files often lie elsewhere than its database
+            warn(f"files are not stored: {error}")
+            self._uploads = False
+            return
+        self._store.log(seen.run_id, tags={"flsl.artifacts": listing})
+
+    def _artifacts(self, folder: Path) -> dict[str, str]:
+        """Return the files of a stage's folder that belong in the view, with size and time."""
+        largest = self._settings.artifact_mb * 1e6
+        names = {path.name for path in folder.iterdir() if path.suffix in _ARTIFACTS} | {RECORD, CONFIG, _MODEL}
+        return _listing(folder, {name for name in names if _size(folder / name) <= largest})
+
+    def _wanted_run(self, run: Run, seen: Seen | None, whole: bool, state: str | None) -> Wanted:
+        settings = run.settings
+        complete = all(stage.record is not None for stage in run.stages.values())
+        pretrain = run.stages.get(PRETRAIN)
+        tags = self._tags(run, "baseline" if run.baseline else "run", pretrain) | {
+            "flsl.config": config_hash(settings),
+            "mlflow.note.content": _note(run),
+        }
+        left = tuple(f"{mlflow_name(name)}/" for name in run.broken)
+        starts, ends = _times(run.stages.values())
+        return Wanted(
+            name=run.name,
+            tags=tags,
+            params=mlflow_params(settings),
+            figures={mlflow_name(name): value for name, value in run.figures.items()},
+            start=min(starts, default=_now()),
+            end=max(ends, default=None) if complete else None,
+            status="FINISHED" if complete else _unfinished(seen, state),
+            kept=(lambda name: name.startswith(left)) if whole else (lambda name: True),
+        )
+
+    def _wanted_stage(self, run: Run, stage: Stage, parent: Seen, seen: Seen | None, state: str | None) -> Wanted:
+        tags = self._tags(run, "stage", stage) | {
+            "flsl.stage": stage.name,
+            "flsl.config": config_hash(stage.params),
+            "mlflow.parentRunId": parent.run_id,
+        }
+        starts, ends = _times([stage])
+        complete = stage.record is not None
+        return Wanted(
+            name=f"{run.name}/{stage.name}",
+            tags=tags if complete else {key: value for key, value in tags.items() if key != "flsl.config"},
+            params=mlflow_params(stage.params),
+            figures={mlflow_name(name): value for name, value in stage.figures.items()},
+            start=min(starts, default=_now()),
+            end=max(ends, default=None),
+            status="FINISHED" if complete else _unfinished(seen, state),
+        )
+
+    def _tags(self, run: Run, kind: str, stage: Stage | None) -> dict[str, str]:
+        tags = {
+            "flsl.project": self._place.project,
+            "flsl.run": run.name,
+            "flsl.kind": kind,
+            "flsl.folder": str(self._place.folder),
+            "mlflow.source.name": f"flsl {stage.name if stage is not None else 'run'}",
+        }
+        origin = stage.provenance if stage is not None else {}
+        for tag, key in (("flsl.git", "git"), ("flsl.host", "host"), ("flsl.device", "device")):
+            if origin.get(key):
+                tags[tag] = str(origin[key])
+        if "flsl.git" in tags:
+            tags["mlflow.source.git.commit"] = tags["flsl.git"].removesuffix("-dirty")
+        return tags
+
+
+def signature(folder: Path, settings: TrackingSettings) -> str:
+    """Return a digest of sizes and times of all files of a run that the view is made from."""
+    names = {CONFIG: _stat(folder / CONFIG)}
+    for stage in stage_folders(folder):
+        for path in stage.iterdir():
+            if path.suffix in _ARTIFACTS or path.name in (RECORD, HISTORY, CONFIG, _MODEL):
+                names[f"{stage.name}/{path.name}"] = _stat(path)
+    return sha256_json([_SHAPE, settings.artifact_mb, names])[:16]
+
+
+def _conflict(seen: Seen, wanted: Wanted) -> str | None:
+    """Say why a run cannot be brought to what is wanted, or ``None`` when it can."""
+    if any(wanted.params.get(key) != value for key, value in seen.params.items()) and wanted.params:
+        return "its settings changed"
+    if any(key not in wanted.figures and not wanted.kept(key) for key in seen.metrics):
+        return "a figure of it is gone"
+    return None
+
+
+def _unfinished(seen: Seen | None, state: str | None) -> str:
+    """Return the status of what is not complete: whether it still runs, only its own process knows."""
+    known = seen.status if seen is not None and seen.status != "FINISHED" else "RUNNING"
+    return state or known
+
+
+def _times(stages: Iterable[Stage]) -> tuple[list[int], list[int]]:
+    starts: list[int] = []
+    ends: list[int] = []
+    for stage in stages:
+        start = milliseconds(stage.started)
+        if start is not None:
+            starts.append(start)
+            ends.append(start + round(1000 * stage.seconds))
+    return starts, ends
+
+
+def _listing(folder: Path, names: set[str]) -> dict[str, str]:
+    return {name: found for name in sorted(names) if (found := _stat(folder / name))}
+
+
+def _stat(path: Path) -> str:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return ""
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _note(run: Run) -> str:
+    if run.baseline:
+        return f"Baseline `{run.name}`: an encoder that was not pretrained here, evaluated as the runs are."
+    return f"FLSL pretraining `{run.name}` with the final figures of all its stages; the runs below it are the stages."
+
+
+def _now() -> int:
+    return round(datetime.now(UTC).timestamp() * 1000)

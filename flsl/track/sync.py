@@ -1,0 +1,80 @@
+"""From a project's results folder to MLflow: ``flsl track sync``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from flsl.config.experiment import TrackingSettings
+from flsl.runtime.errors import UserError, require_folder
+from flsl.runtime.progress import track, warn
+from flsl.runtime.results import read_run, run_folders
+from flsl.track.lock import sending
+from flsl.track.mirror import Counts, Mirror, Place
+from flsl.track.store import Seen, default_uri, open_store
+
+
+def sync(
+    project_folder: Path | str,
+    uri: str | None = None,
+    settings: TrackingSettings | None = None,
+    within: float | None = None,
+) -> Counts:
+    """Bring MLflow to what the files of a project say; a second call sends nothing.
+
+    One MLflow run a run of the project, with the pretraining settings as params and the final figures of all stages as
+    metrics; below it one a stage, with its settings, curves and files. What is gone from the folder goes from the view
+    (to MLflow's trash). Runs of other origin in the same experiment are left alone.
+
+    Args:
+        project_folder: ``results/<project>``.
+        uri: the tracking store; ``None`` takes ``settings.uri``, else ``MLFLOW_TRACKING_URI``, else SQLite in the
+            folder.
+        settings: how to send.
+        within: seconds after which to stop; the next call goes on from there.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: when the folder holds no runs.
+        TrackingError: when the store does not answer or refuses.
+    """
+    settings = settings or TrackingSettings()
+    folder = require_folder(project_folder, "a project's results").resolve()
+    folders = {path.name: path for path in run_folders(folder)}
+    if not folders:
+        raise UserError(f"{folder}: holds no runs; a project's folder has runs/<run>/config.yaml and results below it")
+    uri = uri or settings.uri or default_uri(folder)
+    place = Place(folder.name, folder)
+    with sending(folder, max(30.0, 3 * settings.timeout)), open_store(uri, settings.timeout, within) as store:
+        experiment = store.experiment(settings.experiment or place.project, {"flsl.project": place.project})
+        seen: dict[str, list[Seen]] = defaultdict(list)
+        for one in store.runs(experiment, {"flsl.project": place.project}):
+            seen[one.tags.get("flsl.run", "")].append(one)
+        _warn_of_others(seen, folders, place)
+        mirror = Mirror(store, experiment, place, settings)
+        for name, path in track(folders.items(), "runs to MLflow", len(folders)):
+            if mirror.up_to_date(path, seen[name]):
+                mirror.counts.unchanged += 1
+                continue
+            problems: list[str] = []
+            run = read_run(path, problems)
+            for problem in problems:
+                warn(problem)
+            mirror.run(run, seen[name])
+        for name in seen.keys() - folders.keys():
+            for one in seen[name]:
+                if one.tags.get("flsl.folder") == str(folder):
+                    mirror.remove(one)
+    return mirror.counts
+
+
+def _warn_of_others(seen: dict[str, list[Seen]], folders: dict[str, Path], place: Place) -> None:
+    """Say so when runs of equal names came from another folder: two projects in one experiment overwrite each other."""
+    others = {one.tags.get("flsl.folder") for name in folders for one in seen.get(name, [])} - {str(place.folder)}
+    for other in sorted(str(folder) for folder in others):
+        warn(
+            f"runs of these names were sent from {other} before and now show {place.folder}; "
+            "set tracking.experiment to keep both"
+        )
