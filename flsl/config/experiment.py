@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from flsl.config.base import NonNegative, Settings, Slug
 from flsl.config.compute import ComputeSettings
 from flsl.config.data import DataSettings
+from flsl.config.detect import DetectionSettings
 from flsl.config.pretrain import PretrainSettings
 from flsl.config.probe import AlignedKnnSettings, FeatureSettings, KnnSettings, LinearSettings
 from flsl.config.video import DavisSettings
@@ -74,6 +75,7 @@ class Experiment(Settings):
     knn: KnnSettings = Field(KnnSettings(), description="k-NN.")
     linear: LinearSettings = Field(LinearSettings(), description="Linear probe.")
     aligned_knn: AlignedKnnSettings = Field(AlignedKnnSettings(), description="bbox-aligned k-NN.")
+    detection: DetectionSettings = Field(DetectionSettings(), description="Mask R-CNN on COCO, and UAVDT.")
     davis: DavisSettings = Field(DavisSettings(), description="Video object segmentation.")
     compute: ComputeSettings = Field(ComputeSettings(), description="Devices, threads, intervals: speed, not results.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
