@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flsl.config.base import Count, NonNegative, Positive, Settings
 
@@ -14,7 +14,19 @@ class FeatureSettings(Settings):
 
     resize: Count = Field(256, description="Short side that images are resized to (bicubic), in pixels.")
     crop: Count = Field(224, description="Side of the centre crop, in pixels.")
+    blocks: Count = Field(
+        1, description="Last blocks whose mean patch tokens are stored; k-NN reads the last block's only."
+    )
     batch_size: Count = Field(256, description="Images a batch.")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="Autocast of the encoder; `auto` is bf16 on CUDA and float32 on the CPU."
+    )
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> FeatureSettings:
+        if self.crop > self.resize:
+            raise ValueError(f"crop: {self.crop} is larger than the short side after resize ({self.resize})")
+        return self
 
 
 class KnnSettings(Settings):
@@ -24,7 +36,7 @@ class KnnSettings(Settings):
         [10, 20, 100, 200], description="Numbers of neighbours; each gives top-1 and top-5."
     )
     temperature: Positive = Field(0.07, description="Temperature of the vote weights exp(cos / temperature).")
-    memory_mb: int = Field(1024, ge=16, description="Memory for the chunks of similarities, in MiB.")
+    memory_mb: int = Field(1024, ge=16, description="Memory for the search's chunks, in MiB.")
 
 
 class LinearSettings(Settings):
@@ -38,12 +50,19 @@ class LinearSettings(Settings):
         [1, 4], description="Feature choices of the grid: mean patch tokens of the last n blocks, concatenated."
     )
     epochs: Count = Field(100, description="Epochs of SGD (momentum 0.9, cosine to 0, no weight decay).")
-    batch_size: Count = Field(1024, description="Images a batch, over all ranks.")
+    batch_size: Count = Field(1024, description="Images a step.")
     flip: bool = Field(True, description="Train on random horizontal flips.")
     crop_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(
         [0.08, 1.0], description="Area range of the training crops, as a share of the image."
     )
     weight_decay: NonNegative = Field(0.0, description="Weight decay of the probes.")
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> LinearSettings:
+        low, high = self.crop_scale
+        if not low <= high <= 1:
+            raise ValueError(f"crop_scale: a rising range within (0, 1] is needed, not [{low:g}, {high:g}]")
+        return self
 
 
 class AlignedKnnSettings(Settings):
@@ -51,4 +70,4 @@ class AlignedKnnSettings(Settings):
 
     k: Annotated[list[Count], Field(min_length=1)] = Field([20], description="Numbers of neighbours.")
     temperature: Positive = Field(0.07, description="Temperature of the vote weights exp(cos / temperature).")
-    memory_mb: int = Field(1024, ge=16, description="Memory for the chunks of similarities, in MiB.")
+    memory_mb: int = Field(1024, ge=16, description="Memory for the search's chunks, in MiB.")

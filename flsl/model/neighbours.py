@@ -52,7 +52,7 @@ def top_neighbours(
         UserError: when the bank has fewer than ``k`` rows, or a row is not finite.
     """
     if k > len(bank):
-        raise UserError(f"knn.k: {k} neighbours are asked for, but there are only {len(bank)} to choose from")
+        raise UserError(f"k-NN: {k} neighbours are asked for, but there are only {len(bank)} to choose from")
     device = bank.device if device is None else device
     rows, columns = _chunk_sizes(len(queries), len(bank), bank.shape[1], memory_mb)
     best = torch.full((len(queries), k), -torch.inf, device=device)

@@ -179,7 +179,7 @@ def test_top5_is_left_out_with_fewer_than_five_classes() -> None:
 @pytest.mark.parametrize(
     ("queries", "bank", "k", "message"),
     [
-        (torch.ones(2, 4), torch.ones(5, 4), 6, "knn.k: 6 neighbours are asked for, but there are only 5"),
+        (torch.ones(2, 4), torch.ones(5, 4), 6, "k-NN: 6 neighbours are asked for, but there are only 5"),
         (torch.ones(2, 4), torch.full((5, 4), torch.nan), 2, "row 0 is not finite"),
         (torch.tensor([[1.0], [torch.inf]]), torch.ones(5, 1), 2, "row 1 is not finite"),
     ],

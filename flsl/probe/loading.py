@@ -1,0 +1,170 @@
+"""From image files to batches of 8-bit crops, in a fixed order whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from flsl.data.crops import CROP_DRAWS, random_resized_boxes
+from flsl.data.images import ImageSet, load_rgb
+from flsl.runtime.errors import UserError
+
+Key: TypeAlias = tuple[int, int]
+"""Epoch and index of an image: what happens to it may depend on nothing else."""
+Boxes: TypeAlias = NDArray[np.float64]
+
+# set the probes' random numbers apart from each other and from pretraining's of the same seed
+_CROPS, _ORDER = 1, 2
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """Resize the short side (bicubic, antialiased) and cut the central square out, as torchvision does.
+
+    Attributes:
+        resize: short side after resizing, in pixels.
+        crop: side of the square, in pixels; at most ``resize``.
+    """
+
+    resize: int
+    crop: int
+
+    def __call__(self, image: Image.Image, key: Key) -> Tensor:
+        """Return the crop (3, crop, crop), uint8, of an RGB image."""
+        width, height, left, top = self._geometry(image.width, image.height)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        return pixels(image.crop((left, top, left + self.crop, top + self.crop)))
+
+    def boxes(self, boxes: Boxes, width: int, height: int) -> Boxes:
+        """Return where boxes of an image lie in its crop.
+
+        Args:
+            boxes: (n, 4) x0, y0, x1, y1 in pixels of the image.
+            width: of the image, in pixels.
+            height: of the image, in pixels.
+
+        Returns:
+            (n, 4) x0, y0, x1, y1 in pixels of the crop, clipped to it; of no area for a box outside.
+        """
+        new_width, new_height, left, top = self._geometry(width, height)
+        scale = np.array([new_width / width, new_height / height] * 2)
+        moved: Boxes = (boxes * scale - np.array([left, top] * 2)).clip(0, self.crop)
+        return moved
+
+    def _geometry(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return the size after resizing, and the crop's left and top in it."""
+        short, long = min(width, height), max(width, height)
+        long = self.resize * long // short
+        width, height = (self.resize, long) if width <= height else (long, self.resize)
+        # torchvision rounds halves to even here
+        return width, height, round((width - self.crop) / 2), round((height - self.crop) / 2)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """RandomResizedCrop (bicubic) and flip, the same for an image and epoch on every run.
+
+    Attributes:
+        seed: with epoch and index, decides the crop.
+        crop: side of the crop, in pixels.
+        scale: range of its area, as a share of the image's.
+        flip: whether half of the crops are mirrored.
+    """
+
+    seed: int
+    crop: int
+    scale: tuple[float, float]
+    flip: bool
+
+    def __call__(self, image: Image.Image, key: Key) -> Tensor:
+        """Return the crop (3, crop, crop), uint8, of an RGB image."""
+        numbers = np.random.default_rng((self.seed, *key, _CROPS)).random(CROP_DRAWS + 1)
+        box = random_resized_boxes(numbers[None, :CROP_DRAWS], image.height, image.width, self.scale)[0]
+        top, left, height, width = (int(number) for number in box)
+        # cropped first: Pillow's own box argument lets the filter look beyond the crop
+        image = image.crop((left, top, left + width, top + height))
+        crop = pixels(image.resize((self.crop, self.crop), Image.Resampling.BICUBIC))
+        return crop.flip(2) if self.flip and numbers[-1] < 0.5 else crop
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """Return an RGB image's pixels (3, height, width), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+class _Images(Dataset[Any]):
+    """Images by key; a batch is fetched at once, and a file that cannot be read is handed over as its error."""
+
+    def __init__(self, images: ImageSet, make: Callable[[Image.Image, Key], Any]) -> None:
+        self._images, self._make = images, make
+
+    def __getitems__(self, keys: list[Key]) -> Any:
+        try:
+            samples = [self._make(load_rgb(self._images.path(index)), (epoch, index)) for epoch, index in keys]
+        except UserError as error:
+            # raised in a worker it would reach the user as a traceback in the middle of a message
+            return error
+        indices = torch.tensor([index for _, index in keys])
+        return indices, torch.utils.data.default_collate(samples)
+
+
+def batches(
+    images: ImageSet,
+    make: Callable[[Image.Image, Key], Any],
+    keys: Iterable[list[Key]],
+    workers: int,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield batches in the order of ``keys``.
+
+    Args:
+        images: the set.
+        make: makes a tensor, or a tuple of tensors, of an RGB image and its key.
+        keys: each batch's epochs and indices.
+        workers: loading processes; 0 loads in this one.
+        device: where batches will go; for CUDA they are put into page-locked memory.
+
+    Yields:
+        indices (batch,), and what ``make`` made, stacked.
+
+    Raises:
+        UserError: naming an image that cannot be read.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Images(images, make),
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=device.type == "cuda",
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def in_order(indices: Iterable[int], batch_size: int) -> list[list[Key]]:
+    """Return the keys of one pass over ``indices`` in their order, as epoch 0."""
+    keys = [(0, index) for index in indices]
+    return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+
+
+def shuffled(count: int, batch_size: int, seed: int, epochs: range) -> Iterator[list[Key]]:
+    """Yield the keys of each epoch's batches; an epoch's order is a function of (seed, epoch)."""
+    for epoch in epochs:
+        order = np.random.default_rng((seed, epoch, 0, _ORDER)).permutation(count).tolist()
+        for start in range(0, count, batch_size):
+            yield [(epoch, index) for index in order[start : start + batch_size]]
