@@ -168,7 +168,7 @@ def _paint_vehicle(
     hidden = float((inside * hiding[area]).sum() / inside.sum())
     left, top = area[1].start // _FINE, area[0].start // _FINE
     x0, y0, x1, y1 = box
-    return (left + x0, top + y0, left + x1, top + y1), float(1 - inside.sum() / alpha.sum()), hidden
+    return (left + x0, top + y0, left + x1, top + y1), max(float(1 - inside.sum() / alpha.sum()), 0.0), hidden
 
 
 def _hiding(canvas: _Canvas, traffic: Traffic) -> list[tuple[tuple[slice, slice], Floats, Floats]]:

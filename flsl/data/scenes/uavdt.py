@@ -47,10 +47,14 @@ Result = tuple[int, list[Row], list[tuple[int, tuple[int, int, int, int]]]]
 
 def sequences(settings: ScenesSettings) -> list[tuple[str, str, str]]:
     """Return name, weather and altitude of each sequence: half of them are in the official test list."""
-    tests = min(settings.uavdt_sequences // 2, len(TEST))
+    tests = _tests(settings)
     conditions = list(TEST.values())
     trains = [(name, *conditions[i % len(conditions)]) for i, name in enumerate(TRAIN)]
     return [(name, *TEST[name]) for name in list(TEST)[:tests]] + trains[: settings.uavdt_sequences - tests]
+
+
+def _tests(settings: ScenesSettings) -> int:
+    return min(settings.uavdt_sequences // 2, len(TEST))
 
 
 def tasks(settings: ScenesSettings) -> list[Task]:
@@ -99,7 +103,7 @@ def plan(settings: ScenesSettings, sequence: int) -> Traffic:
     """Return all that is in a sequence, by its index."""
     _, weather, altitude = sequences(settings)[sequence]
     # the same two kinds of places take turns among the test and among the training sequences
-    turn = sequence if sequence < settings.uavdt_sequences // 2 else sequence - settings.uavdt_sequences // 2
+    turn = sequence if sequence < _tests(settings) else sequence - _tests(settings)
     rng = rng_of(settings.seed, "traffic", sequence)
     return draw_traffic(rng, settings.uavdt_frames, weather, altitude, turn)
 
@@ -121,7 +125,8 @@ def _renumbered(rows: Iterable[Row]) -> list[Row]:
     """Number the targets from 1 by their first frame, and sort by target and frame, as the benchmark's files are."""
     ordered = sorted(rows, key=lambda row: (row.frame, row.target))
     numbers = {old: new for new, old in enumerate(dict.fromkeys(row.target for row in ordered), 1)}
-    return sorted(row._replace(target=numbers[row.target]) for row in ordered)
+    renumbered = [row._replace(target=numbers[row.target]) for row in ordered]
+    return sorted(renumbered, key=lambda row: (row.target, row.frame))
 
 
 def _corner_and_size(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
