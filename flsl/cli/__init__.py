@@ -26,11 +26,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0, 2 for the user's mistakes, 130 when interrupted.
+    """Run the command line; return 0, 2 for the user's mistakes, or 128 + a signal that a stage stopped at.
 
     A traceback is for a fault of ours.
     """
-    from flsl.runtime.errors import UserError
+    from flsl.runtime.errors import Stopped, UserError
 
     args = build_parser().parse_args(argv)
     try:
@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"flsl: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"flsl: {stop}", file=sys.stderr)
+        return 128 + stop.signum
     except KeyboardInterrupt:
         print("flsl: interrupted", file=sys.stderr)
         return 130

@@ -2,8 +2,144 @@
 
 from __future__ import annotations
 
-from flsl.cli.common import Commands
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flsl.cli.common import Commands, command, config_arguments, experiment
+
+if TYPE_CHECKING:
+    from flsl.config import Experiment
+    from flsl.video.stage import Method
 
 
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
+    parser = commands.add_parser(
+        "davis",
+        help="Segment and evaluate videos (DAVIS 2017, semi-supervised).",
+        description="Video object segmentation by label propagation, DINO's protocol on DAVIS 2017.",
+    )
+    sub = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    _add_propagate(sub)
+    _add_evaluate(sub)
+
+
+def _add_propagate(sub: Commands) -> None:
+    parser = command(
+        sub,
+        "propagate",
+        _propagate,
+        "Propagate each sequence's first mask through its frames by an encoder's features.",
+        "Sequences that an earlier call made with the same settings and inputs are kept; where one fails, the others "
+        "are still made, and the exit code is 2.",
+    )
+    _data_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="MASKS", help="folder for indexed PNGs, MASKS/<sequence>/00000.png"
+    )
+    parser.add_argument(
+        "--previews",
+        type=Path,
+        metavar="DIR",
+        help="folder for each sequence's animation, contact sheet and record (default: `previews` beside MASKS)",
+    )
+    parser.add_argument("--fresh", action="store_true", help="make again what is there already")
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument("--backbone", type=Path, metavar="FILE", help="backbone.safetensors, or another checkpoint")
+    encoder.add_argument(
+        "--model", metavar="NAME", help="timm model; its own weights are fetched unless others are given"
+    )
+    encoder.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for --model")
+    encoder.add_argument(
+        "--random-init", action="store_true", help="untrained weights, of --model or of the experiment's encoder"
+    )
+    encoder.add_argument(
+        "--copy-first-mask", action="store_true", help="no encoder: repeat the first mask, the baseline to beat"
+    )
+
+
+def _add_evaluate(sub: Commands) -> None:
+    parser = command(
+        sub, "evaluate", _evaluate, "Evaluate masks as davis2017-evaluation does: J, F and J&F, in percent."
+    )
+    _data_arguments(parser)
+    parser.add_argument("--masks", type=Path, required=True, metavar="DIR", help="predicted masks, as propagate writes")
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="file for the figures and tables")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a processor)")
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    config_arguments(parser)
+    parser.add_argument("--name", metavar="NAME", help="the run's name in the record (default: --run, or the model)")
+    parser.add_argument(
+        "--davis",
+        type=Path,
+        metavar="DIR",
+        help="folder of JPEGImages, Annotations and ImageSets (default: data.davis.root)",
+    )
+    parser.add_argument("--split", metavar="NAME", help="list of sequences, e.g. val, test-dev (default: davis.split)")
+    parser.add_argument("--year", type=int, metavar="YEAR", help="folder of the lists (default: davis.year)")
+    parser.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="only these sequences")
+
+
+def _propagate(args: argparse.Namespace) -> None:
+    from flsl.video.sequences import sequence_names
+    from flsl.video.stage import Outputs, propagate_sequences
+
+    settings = _experiment(args)
+    davis = _root(args, settings)
+    names = sequence_names(davis, settings.davis, args.sequences)
+    outputs = Outputs(args.out, args.previews or args.out.parent / "previews")
+    propagate_sequences(davis, names, settings.davis, _method(args, settings), outputs, args.fresh)
+
+
+def _method(args: argparse.Namespace, settings: Experiment) -> Method:
+    import torch
+
+    from flsl.probe.encoder import EncoderChoice
+    from flsl.runtime.distributed import choose_device
+    from flsl.runtime.errors import UserError
+    from flsl.video.stage import by_copying, by_encoder
+
+    choice = EncoderChoice(args.backbone, args.model, args.checkpoint, args.random_init)
+    name = args.name or args.run_name
+    if args.copy_first_mask:
+        if choice.given:
+            raise UserError("--copy-first-mask: needs no encoder; drop --backbone, --model or --random-init")
+        return by_copying(name or "copy-first-mask")
+    if settings.compute.threads:
+        torch.set_num_threads(settings.compute.threads)
+    device = choose_device(settings.compute.device)
+    return by_encoder(choice.load(settings, device), name or choice.name, settings.davis, device)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from flsl.video.davis_eval import evaluate_to_file
+
+    settings = _experiment(args)
+    name = args.name or args.run_name or args.masks.name
+    record = evaluate_to_file(
+        _root(args, settings), args.masks, settings.davis, args.out, name, args.sequences, args.jobs
+    )
+    for metric, value in record["metrics"].items():
+        print(f"{metric}\t{value:.2f}")
+
+
+def _experiment(args: argparse.Namespace) -> Experiment:
+    for setting in ("split", "year"):
+        value = getattr(args, setting)
+        if value is not None:
+            args.overrides.append(f"davis.{setting}={json.dumps(value)}")
+    return experiment(args)
+
+
+def _root(args: argparse.Namespace, settings: Experiment) -> Path:
+    from flsl.runtime.errors import UserError
+
+    if args.davis is not None:
+        return Path(args.davis)
+    if settings.data.davis is None:
+        raise UserError("--davis: name the folder that holds JPEGImages, Annotations and ImageSets, or set data.davis")
+    return Path(settings.data.davis.root)

@@ -10,13 +10,15 @@ from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from flsl.config.data import ImageFolderSettings
 from flsl.data.boxes import match_xml, read_boxes, read_csv, read_xml
-from flsl.data.decode import EXTENSIONS, load_rgb
+from flsl.data.decode import load_rgb
 from flsl.data.files import FILES, Row, read_rows, shown
 from flsl.data.listing import Listing, list_files
-from flsl.data.manifest import MANIFEST, Findings, load_manifest
+from flsl.data.findings import Findings
+from flsl.data.manifest import MANIFEST, load_manifest
 from flsl.runtime.errors import UserError
 
 __all__ = ["ImageSet", "Strings", "check_images", "load_rgb", "read_boxes"]
@@ -82,6 +84,10 @@ class ImageSet:
         """Return where image ``index`` lies."""
         return self.root / self.paths[index]
 
+    def load(self, index: int) -> Image.Image:
+        """Return image ``index`` in mode RGB."""
+        return load_rgb(self.path(index))
+
     @classmethod
     def from_manifest(cls, folder: Path | str, split: str, labelled: bool = False) -> ImageSet:
         """Take the images that ``flsl data check`` found usable.
@@ -133,11 +139,7 @@ class ImageSet:
             UserError: when the folder is missing or holds no image.
         """
         listing = list_files(ImageFolderSettings(root=str(root), train=split, val=None))
-        found = [
-            (entry.path, entry.class_name)
-            for entry in listing.entries
-            if not entry.problem and PurePosixPath(entry.path).suffix.lower() in EXTENSIONS
-        ]
+        found = [(entry.path, entry.class_name) for entry in listing.entries if not entry.problem]
         if not found:
             raise UserError(f"{Path(root) / split}: holds no images; <class>/<image> is expected there")
         return cls._of(Path(root), split, found, {name for _, name in found})

@@ -36,18 +36,20 @@ class Backbone(nn.Module):
         depth: number of blocks.
         mean, std: of the images that it expects, for values in [0, 1].
         name: the timm model's name.
+        arguments: with which ``timm.create_model`` builds it.
     """
 
     def __init__(
         self,
         vit: VisionTransformer,
         name: str,
+        arguments: Mapping[str, Any],
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         super().__init__()
         self.vit = vit.eval()
-        self.name = name
+        self.name, self.arguments = name, dict(arguments)
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.width: int = vit.embed_dim
         self.depth: int = len(vit.blocks)
@@ -114,9 +116,10 @@ def load_backbone(
         about = read_checkpoint(path)
         weights = encoder_weights(about, path)
     if _MODEL_KEY in about and model is None:
-        vit = _create(about[_MODEL_KEY], json.loads(about[_ARGUMENTS_KEY]))
+        arguments = json.loads(about[_ARGUMENTS_KEY])
+        vit = _create(about[_MODEL_KEY], arguments)
         _load(vit, weights, path)
-        return Backbone(vit, about[_MODEL_KEY])
+        return Backbone(vit, about[_MODEL_KEY], arguments)
     return _from_weights(weights, model, path)
 
 
@@ -214,8 +217,9 @@ def _create(name: str, arguments: Mapping[str, Any], pretrained: bool = False) -
 
 def _from_timm(name: str, image_size: int | None, pretrained: bool) -> Backbone:
     size = {} if image_size is None else {"img_size": image_size}
-    vit = _create(name, {"num_classes": 0, "dynamic_img_size": True, **size}, pretrained)
-    return Backbone(vit, name, tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"]))
+    arguments = {"num_classes": 0, "dynamic_img_size": True, **size}
+    vit = _create(name, arguments, pretrained)
+    return Backbone(vit, name, arguments, tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"]))
 
 
 def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> Backbone:
@@ -255,7 +259,7 @@ def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> 
         _check_architecture(model, arguments, path)
     vit = _create(model, arguments)
     _load(vit, weights, path)
-    return Backbone(vit, model)
+    return Backbone(vit, model, arguments)
 
 
 def _check_architecture(model: str, arguments: Mapping[str, Any], path: Path) -> None:

@@ -87,6 +87,15 @@ def _fix_positions(encoder: VisionTransformer, strength: float) -> None:
     encoder.pos_embed.requires_grad_(False)
 
 
+def use_plain_attention(encoder: VisionTransformer) -> None:
+    """Let the blocks multiply out their attention instead of calling the fused kernel.
+
+    On the CPU the fused kernel's backward pass in bfloat16 takes several times as long as the plain products.
+    """
+    for block in encoder.blocks:
+        block.attn.fused_attn = False
+
+
 class SampledDropPath(nn.Module):
     """Stochastic depth whose coin tosses are given from outside, so that sample i's are its own in any batch.
 

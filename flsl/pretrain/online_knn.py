@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from flsl.config.pretrain import PretrainSettings
+from flsl.data.images import ImageSet
 from flsl.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from flsl.model.neighbours import knn_accuracy
+from flsl.runtime.errors import UserError
 
 _K = 20
 _TEMPERATURE = 0.07
-
-
-class LabelledImages(Protocol):
-    """What the check reads."""
-
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> Image.Image:
-        """Return image ``index`` in mode RGB."""
 
 
 class OnlineKnn:
@@ -42,7 +33,7 @@ class OnlineKnn:
         workers: loading processes.
     """
 
-    def __init__(self, train: LabelledImages, val: LabelledImages, count: int, size: int, workers: int) -> None:
+    def __init__(self, train: ImageSet, val: ImageSet, count: int, size: int, workers: int) -> None:
         self._sets = [_Small(train, count, size), _Small(val, max(1, count // 10), size)]
         self._workers = workers
 
@@ -73,10 +64,24 @@ class OnlineKnn:
         yield from DataLoader(small, batch_size=250, num_workers=workers)
 
 
+def build_online_knn(images: Path, settings: PretrainSettings, workers: int) -> OnlineKnn | None:
+    """Return the check on the images of a manifest's folder, or None where it is off or labels are missing."""
+    if not settings.online_knn_every:
+        return None
+    try:
+        train, val = (ImageSet.from_manifest(images, split, labelled=True) for split in ("train", "val"))
+    except UserError:
+        # the check is a courtesy: data without labels or without a validation split are pretrained on all the same
+        return None
+    if len(train.class_names) < 2:
+        return None
+    return OnlineKnn(train, val, settings.online_knn_images, settings.views.teacher_size, workers)
+
+
 class _Small(Dataset[tuple[Tensor, int]]):
     """A fixed choice of images: short side resized, centre cropped, uint8."""
 
-    def __init__(self, images: LabelledImages, count: int, size: int) -> None:
+    def __init__(self, images: ImageSet, count: int, size: int) -> None:
         self._images, self._size = images, size
         chosen = np.random.default_rng(0).permutation(len(images))[:count]
         self._indices = np.sort(chosen)

@@ -19,7 +19,7 @@ from flsl.config.pretrain import PretrainSettings
 from flsl.data.views import FLSLViews
 from flsl.model.backbone import save_backbone, timm_metadata
 from flsl.model.mean_shift import absolute_temperature
-from flsl.model.vit import timm_arguments
+from flsl.model.vit import timm_arguments, use_plain_attention
 from flsl.pretrain.guard import LossGuard
 from flsl.pretrain.health import Health
 from flsl.pretrain.loader import Images, Order, build_loader
@@ -95,6 +95,8 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     torch.manual_seed(job.seed)
     student = FLSLNetwork(settings, settings.encoder.drop_path).to(device)
     teacher = FLSLNetwork(settings, drop_path=0.0).to(device)
+    if device.type == "cpu" and settings.precision == "bf16":
+        use_plain_attention(student.encoder)
     average = MovingAverage(teacher, student)
     optimiser = build_optimiser(student)
     objective = FLSLObjective(

@@ -42,6 +42,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def is_main_process() -> bool:
+    """Return whether this process will have rank 0, before the others are joined."""
+    return _place()[0] == 0
+
+
 def start(device: str = "auto", timeout_minutes: float = 30.0) -> Process:
     """Join the processes that torchrun's or SLURM's environment describes; without either, be the only one.
 

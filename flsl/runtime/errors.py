@@ -21,6 +21,18 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class Stopped(Exception):  # noqa: N818 - it is no error: the work was saved and goes on when started again
+    """A stage has saved and ended because a signal asked it to; the exit code is 128 + the signal, as a shell's.
+
+    Attributes:
+        signum: the signal.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the valid name nearest to ``name``, or ``""`` when none is near."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

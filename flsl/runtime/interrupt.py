@@ -9,20 +9,11 @@ import torch
 import torch.distributed as dist
 
 from flsl.runtime.distributed import world_size
+from flsl.runtime.errors import Stopped
+
+__all__ = ["StopRequest", "Stopped"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-
-
-class Stopped(Exception):  # noqa: N818 - it is no error: the work was saved and goes on when started again
-    """The stage has saved and ended because a signal asked it to.
-
-    Attributes:
-        signum: the signal.
-    """
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.signum = signum
 
 
 class StopRequest:

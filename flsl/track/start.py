@@ -69,7 +69,7 @@ def _start(stage_dir: Path, experiment: Experiment) -> Following:
         return Following()
     stage_dir.mkdir(parents=True, exist_ok=True)
     run = stage_dir.parent.name if in_project(stage_dir) else stage_dir.name
-    command = [sys.executable, "-m", "flsl.cli", "track", "follow", str(stage_dir)]
+    command = [sys.executable, "-m", "flsl", "track", "follow", str(stage_dir)]
     command += ["--project", experiment.project, "--run", run, "--parent-pid", str(os.getpid())]
     command += [f"--timeout={tracking.timeout}", f"--every={tracking.live_seconds}"]
     command += [f"--artifact-mb={tracking.artifact_mb}"]

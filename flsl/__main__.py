@@ -1,4 +1,4 @@
-"""``python -m flsl.cli``."""
+"""``python -m flsl``."""
 
 import sys
 

@@ -1,0 +1,52 @@
+"""Encoders as files that plain timm loads: exported from checkpoints, or baselines that were not pretrained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from flsl.config.experiment import Experiment
+from flsl.model.backbone import Backbone, load_backbone, save_backbone
+from flsl.model.vit import build_encoder, timm_arguments
+from flsl.runtime.errors import UserError, nearest
+from flsl.runtime.outputs import StageRecord
+
+
+def export(checkpoint: Path, out: Path, model: str | None = None) -> Backbone:
+    """Write the encoder of a checkpoint (ours, the authors', DINO's or timm's) as ``backbone.safetensors``.
+
+    Raises:
+        UserError: naming the file that cannot be read or written.
+    """
+    backbone = load_backbone(checkpoint, model)
+    save_backbone(out, backbone.vit, backbone.name, backbone.arguments, source=checkpoint.name)
+    return backbone
+
+
+def write_baseline(experiment: Experiment, name: str, out: Path) -> None:
+    """Write ``backbone.safetensors`` and ``metrics.json`` of the baseline ``name`` into the folder ``out``.
+
+    A random encoder has the very weights that the run of the same settings and seed starts from.
+
+    Raises:
+        UserError: when there is no such baseline, or its weights cannot be had.
+    """
+    if name not in experiment.baselines:
+        known = ", ".join(experiment.baselines) or "none"
+        raise UserError(f"baselines.{name}: no such baseline{nearest(name, experiment.baselines)}; there are: {known}")
+    baseline = experiment.baselines[name]
+    inputs = [Path(baseline.checkpoint)] if baseline.checkpoint is not None else []
+    record = StageRecord("baseline", name, {"seed": experiment.seed, **baseline.plain()}, inputs)
+    size = experiment.pretrain.views.teacher_size
+    if baseline.kind == "random":
+        torch.manual_seed(experiment.seed)
+        timm_name, arguments = timm_arguments(experiment.pretrain.encoder, size)
+        vit = build_encoder(experiment.pretrain.encoder, size)
+    else:
+        checkpoint = baseline.checkpoint if baseline.kind == "file" else None
+        backbone = load_backbone(checkpoint, baseline.model, None if checkpoint else experiment.features.crop)
+        timm_name, arguments, vit = backbone.name, backbone.arguments, backbone.vit
+    save_backbone(out / "backbone.safetensors", vit, timm_name, arguments, run=name)
+    parameters = sum(parameter.numel() for parameter in vit.parameters())
+    record.write(out / "metrics.json", {"baseline/parameters": parameters})
