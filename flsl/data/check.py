@@ -8,8 +8,9 @@ from typing import Any
 
 from flsl.config.data import CocoSettings, DavisDataSettings, ImageFolderSettings, UavdtSettings
 from flsl.data.files import Row, inspect_all, read_cache
+from flsl.data.findings import Findings, describe
 from flsl.data.listing import KINDS, KindSettings, Listing, list_files
-from flsl.data.manifest import FIRST, MANIFEST, Findings, describe, load_manifest, write
+from flsl.data.manifest import FIRST, MANIFEST, load_manifest, write
 from flsl.runtime.errors import UserError
 from flsl.runtime.progress import bar
 

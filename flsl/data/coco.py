@@ -10,7 +10,7 @@ from typing import Any
 
 from flsl.config.data import CocoSettings
 from flsl.data.files import Row, shown
-from flsl.data.manifest import Findings
+from flsl.data.findings import Findings
 from flsl.runtime.errors import UserError, inside
 from flsl.runtime.outputs import read_json
 

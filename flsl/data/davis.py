@@ -9,7 +9,7 @@ from typing import Any
 
 from flsl.config.data import DavisDataSettings
 from flsl.data.files import Row
-from flsl.data.manifest import Findings
+from flsl.data.findings import Findings
 from flsl.runtime.errors import UserError, inside
 
 FRAMES = "JPEGImages/480p"

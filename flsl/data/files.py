@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flsl.data.integrity import Inspection, inspect
-from flsl.data.listing import Entry, Holds
+from flsl.data.listing import Entry, Holds, no_collector
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import atomic
 
@@ -87,19 +87,28 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: damaged ({error}); remove it and run `flsl data check` again") from None
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a ``files.csv`` atomically; names that are not valid UTF-8 keep their bytes.
+def write_rows(folder: Path, rows: Iterable[Row]) -> None:
+    """Write ``files.csv`` into ``folder`` atomically, and remove what it replaces: the notes of killed checks.
+
+    Names that are not valid UTF-8 keep their bytes.
 
     Raises:
         UserError: when it cannot be written.
     """
     with (
-        atomic(path) as temporary,
+        atomic(folder / FILES) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream,
     ):
         writer = csv.writer(stream)
         writer.writerow(COLUMNS)
         writer.writerows(rows)
+    for part in folder.glob(_PART):
+        part.unlink(missing_ok=True)
+
+
+def is_settled(folder: Path) -> bool:
+    """Return whether ``files.csv`` is there and no check has noted rows since that are not in it."""
+    return (folder / FILES).exists() and not any(folder.glob(_PART))
 
 
 def read_cache(folder: Path, strict: bool = False) -> dict[str, Row]:
@@ -109,7 +118,8 @@ def read_cache(folder: Path, strict: bool = False) -> dict[str, Row]:
         UserError: with ``strict``, when there is no ``files.csv`` or it is damaged; else that only costs time.
     """
     try:
-        known = {row.path: row for row in read_rows(folder / FILES)}
+        with no_collector():
+            known = {row.path: row for row in read_rows(folder / FILES)}
     except UserError:
         if strict:
             raise
@@ -126,12 +136,6 @@ def read_cache(folder: Path, strict: bool = False) -> dict[str, Row]:
     return known
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what killed checks left; ``files.csv`` has taken it over."""
-    for part in folder.glob(_PART):
-        part.unlink(missing_ok=True)
-
-
 def inspect_all(
     root: Path,
     entries: Sequence[Entry],
@@ -140,6 +144,7 @@ def inspect_all(
     jobs: int | None = None,
     decode: bool = False,
     progress: Callable[[int], None] | None = None,
+    threads: bool = False,
 ) -> list[Row]:
     """Return the row of each entry, reading only files whose size or time is not that of their row in ``known``.
 
@@ -148,9 +153,10 @@ def inspect_all(
         entries: the files, sorted by path; the rows come in their order.
         known: rows of an earlier check by path.
         folder: where finished rows are noted meanwhile, so that a killed check goes on where it was; None: nowhere.
-        jobs: processes; None takes one a core.
+        jobs: processes, or threads where few files are to be read; None takes one a core.
         decode: decode every image that is read.
         progress: called with the number of entries that were done since the last call.
+        threads: start no processes, for a caller whose main program must not be imported again in each.
 
     Raises:
         UserError: when a reading process died.
@@ -159,11 +165,12 @@ def inspect_all(
     todo = [index for index, row in enumerate(rows) if row is None]
     report = progress or (lambda count: None)
     report(len(entries) - len(todo))
+    processes = not threads and len(todo) >= _WORTH_PROCESSES
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     tasks = [(root, [(entries[index].path, entries[index].holds) for index in chunk], decode) for chunk in chunks]
     with _Part(folder if todo else None) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's about odd metadata; what matters is in the status
-        for chunk, found in zip(chunks, _run(tasks, jobs or cores(), len(todo)), strict=True):
+        for chunk, found in zip(chunks, _run(tasks, jobs or cores(), processes), strict=True):
             done = []
             for index, inspection in zip(chunk, found, strict=True):
                 rows[index] = row = _joined(entries[index], inspection, known.get(entries[index].path))
@@ -186,16 +193,16 @@ def shown(path: str) -> str:
 _Task = tuple[Path, list[tuple[str, Holds]], bool]
 
 
-def _run(tasks: Sequence[_Task], jobs: int, files: int) -> Iterator[list[Inspection]]:
-    """Yield each task's inspections in order; hashing and decoding leave Python's lock, so that threads do for few."""
+def _run(tasks: Sequence[_Task], jobs: int, processes: bool) -> Iterator[list[Inspection]]:
+    """Yield each task's inspections in order; hashing and decoding leave Python's lock, so that threads do too."""
     if jobs == 1 or not tasks:
         yield from map(_inspect_chunk, tasks)
         return
-    pool: Executor
-    if files < _WORTH_PROCESSES:
-        pool = ThreadPoolExecutor(jobs)
-    else:
-        pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
+    pool: Executor = (
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
+        if processes
+        else ThreadPoolExecutor(jobs)
+    )
     try:
         yield from pool.map(_inspect_chunk, tasks)
     except BrokenProcessPool:
@@ -222,7 +229,11 @@ def _cached(entry: Entry, row: Row | None) -> Row | None:
         return _joined(entry, Inspection(0, 0, "", "", entry.size, entry.mtime_ns, "", entry.problem, ""), None)
     if row is None or not row.digest or (row.bytes, row.mtime_ns) != (entry.size, entry.mtime_ns):
         return None
-    return row._replace(split=entry.split, class_name=entry.class_name) if _seen_as(row, entry.holds) else None
+    if not _seen_as(row, entry.holds):
+        return None
+    if (row.split, row.class_name) == (entry.split, entry.class_name):
+        return row  # for a million files it matters that no copies are made
+    return row._replace(split=entry.split, class_name=entry.class_name)
 
 
 def _joined(entry: Entry, found: Inspection, before: Row | None) -> Row:

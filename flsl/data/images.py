@@ -16,8 +16,8 @@ from flsl.config.data import ImageFolderSettings
 from flsl.data.boxes import match_xml, read_boxes, read_csv, read_xml
 from flsl.data.decode import load_rgb
 from flsl.data.files import FILES, Row, read_rows, shown
-from flsl.data.listing import Listing, list_files
 from flsl.data.findings import Findings
+from flsl.data.listing import Listing, list_files
 from flsl.data.manifest import MANIFEST, load_manifest
 from flsl.runtime.errors import UserError
 

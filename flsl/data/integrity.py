@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from flsl.data.decode import EXTENSIONS, open_image, reason, to_rgb
+from flsl.data.decode import open_image, reason, to_rgb
 from flsl.data.listing import Holds
 
 OK = "ok"
@@ -53,10 +53,6 @@ def inspect(path: Path, holds: Holds, decode: bool = False) -> Inspection:
     in the end-of-image marker, a PNG if the checksums of all its chunks hold; everything else that could be damaged is
     decided by decoding it. ``decode`` decodes every image as training will.
     """
-    if holds != "tables" and path.suffix.lower() not in EXTENSIONS:
-        # not even read: archives of many gigabytes lie beside images
-        ending = f"its name ends in {path.suffix}" if path.suffix else "its name has no ending"
-        return _unread(_stat(path), f"not an image ({ending})")
     try:
         with path.open("rb") as stream:
             info = os.fstat(stream.fileno())
@@ -97,7 +93,7 @@ def _look(data: bytes, holds: Holds, decode: bool) -> tuple[int, int, str, str, 
 
 
 def _mask_ids(image: Image.Image) -> str:
-    if image.mode not in ("P", "L"):
+    if image.mode not in ("P", "L", "1"):
         raise ValueError(f"a mask is an indexed PNG, not mode {image.mode}")
     return " ".join(map(str, np.unique(np.asarray(image))))
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from flsl.config.data import CocoSettings, DavisDataSettings, ImageFolderSettings, UavdtSettings
+from flsl.data.decode import EXTENSIONS
 from flsl.runtime.errors import UserError, inside, require_folder
 
 KindSettings: TypeAlias = ImageFolderSettings | CocoSettings | UavdtSettings | DavisDataSettings
@@ -64,7 +68,7 @@ class Listing:
     """What lies in a data set.
 
     Attributes:
-        entries: every file, sorted by the bytes of its path below the root.
+        entries: every file, sorted by its path below the root.
         folders: for each folder its modification time (ns) and number of entries; for each source that is a single
             file its modification time and size.
         links: number of symbolic links among files and folders; they are followed.
@@ -137,7 +141,7 @@ def list_files(settings: KindSettings, strict: bool = True) -> Listing:
         elif strict and source.needed:
             hint = "; set data.images.val=null if there is none" if source.split == "val" and source.classes else ""
             raise UserError(f"{path}: no such {_form(source)}; {source.setting} needs it{hint}")
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+    with no_collector(), ThreadPoolExecutor(_LISTING_THREADS) as pool:
         while level:
             following: list[_Folder] = []
             for found, inner in pool.map(lambda folder: _list_folder(root, folder), level):
@@ -146,8 +150,20 @@ def list_files(settings: KindSettings, strict: bool = True) -> Listing:
                 listing.links += found.links
                 following += inner
             level = following
-    listing.entries.sort(key=lambda entry: os.fsencode(entry.path))
+        listing.entries.sort(key=itemgetter(0))
     return listing
+
+
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    """Keep Python's garbage collector from walking a million new tuples, none of them in a cycle, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def folder_facts(root: Path, paths: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -215,8 +231,18 @@ def _list_folder(root: Path, folder: _Folder) -> tuple[Listing, list[_Folder]]:
         except OSError as error:
             add(path, 0, 0, "a link to nothing" if child.is_symlink() else f"cannot be read ({error.strerror})")
             continue
-        add(path, info.st_size, info.st_mtime_ns, "" if stat.S_ISREG(info.st_mode) else "not a regular file")
+        add(path, info.st_size, info.st_mtime_ns, _problem(source, child.name, info.st_mode))
     return listing, inner
+
+
+def _problem(source: Source, name: str, mode: int) -> str:
+    """Return why a file will not even be opened: archives of many gigabytes may lie beside the images."""
+    if not stat.S_ISREG(mode):
+        return "not a regular file"
+    _, dot, ending = name.rpartition(".")
+    if source.holds == "tables" or f".{ending.lower()}" in EXTENSIONS:
+        return ""
+    return f"not an image (its name ends in .{ending})" if dot else "not an image (its name has no ending)"
 
 
 def _class_name(folder: _Folder) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from flsl.config.data import UavdtSettings
 from flsl.data.files import Row
-from flsl.data.manifest import Findings
+from flsl.data.findings import Findings
 from flsl.runtime.errors import UserError, require_file
 
 TEST_LENGTHS = {
