@@ -123,8 +123,9 @@ def _run(
         return results
     # not forked: the bar's thread may hold a lock at that moment
     with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_obey_parent) as pool:
-        # videos first: they are the longest pieces
-        order = sorted(range(len(work)), key=lambda i: -list(DATA_SETS).index(work[i][0]))
+        # data sets evenly mixed, so that the time left is guessed well: a frame of a video takes longer than an image
+        mates = [[i for i, (owner, _) in enumerate(work) if owner == name] for name in folders]
+        order = [i for _, i in sorted((k / len(group), i) for group in mates for k, i in enumerate(group))]
         running = {pool.submit(_make, work[i][0], settings, folders[work[i][0]], work[i][1]): i for i in order}
         try:
             for future in as_completed(running):
