@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ from flsl import __version__
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command; torch is imported only by the subcommand that runs."""
-    from flsl.cli import data, detect, pretrain, probe, report, track, video
+    from flsl.cli import data, detect, pretrain, probe, report, settings, track, video
 
     parser = argparse.ArgumentParser(
         prog="flsl",
@@ -20,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"flsl {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for group in (data, pretrain, probe, detect, video, track, report):
+    for group in (settings, data, pretrain, probe, detect, video, track, report):
         group.add(commands)
     return parser
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from flsl.runtime.errors import Stopped, UserError
 
+    # before torch is imported: threads that wait in a spin lock slow down whatever else shares the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = build_parser().parse_args(argv)
     try:
         args.run(args)

@@ -5,17 +5,83 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flsl.cli.common import Commands, command
+from flsl.cli.common import Commands, command, config_arguments, experiment
 
 
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
+    detect = commands.add_parser("detect", help="Fine-tune a detector on an encoder; predict with it.")
+    sub = detect.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    _add_train(sub)
+    _add_predict(sub)
     coco = commands.add_parser("coco", help="Evaluate COCO results.")
     _add_coco_evaluate(coco.add_subparsers(metavar="COMMAND", required=True, title="commands"))
     uavdt = commands.add_parser("uavdt", help="Convert UAVDT to COCO's form; evaluate UAVDT detections.")
     sub = uavdt.add_subparsers(metavar="COMMAND", required=True, title="commands")
     _add_uavdt_convert(sub)
     _add_uavdt_evaluate(sub)
+
+
+def _add_train(sub: Commands) -> None:
+    """Add ``flsl detect train``."""
+    parser = command(
+        sub,
+        "train",
+        _train,
+        "Fine-tune Mask R-CNN on COCO, or Faster R-CNN on UAVDT, from an encoder; then predict and evaluate.",
+        "A training that was killed goes on from its last checkpoint when started again.",
+    )
+    config_arguments(parser)
+    parser.add_argument("--stage", choices=["coco", "uavdt"], required=True, help="data set and protocol")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--name", metavar="NAME", help="the run's name in the record (default: --run, or base)")
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument("--backbone", type=Path, metavar="FILE", help="backbone.safetensors, or another checkpoint")
+    encoder.add_argument("--model", metavar="NAME", help="timm model; its own weights are fetched unless given")
+    encoder.add_argument("--random-init", action="store_true", help="untrained weights, of --model or the experiment's")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from flsl.detect.encoder import EncoderChoice
+    from flsl.detect.stage import run
+
+    choice = EncoderChoice(args.backbone, args.model, args.random_init)
+    record = run(args.stage, experiment(args), choice, args.out, args.name or args.run_name or "base")
+    for name, value in (record["metrics"] if record else {}).items():
+        print(f"{name:44} {value:6.2f}")
+
+
+def _add_predict(sub: Commands) -> None:
+    """Add ``flsl detect predict``."""
+    parser = command(sub, "predict", _predict, "Write a trained detector's COCO results on a set of images.")
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="model.pth of `flsl detect train`")
+    parser.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="COCO file that lists images")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the image files")
+    parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="COCO result file to write")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: CUDA if it works")
+    parser.add_argument("--workers", type=int, default=4, metavar="N", help="loading processes (default: 4)")
+    parser.add_argument("--short-side", type=int, metavar="N", help="pixels (default: as in training)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images a batch (default: as in training)")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from flsl.config.compute import ComputeSettings
+    from flsl.detect.coco_files import read_annotations
+    from flsl.detect.engines import predict_files
+    from flsl.detect.predict import write_results
+    from flsl.runtime.errors import UserError
+
+    for name, value in (("--short-side", args.short_side), ("--batch-size", args.batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: {value} is not a number from 1 on")
+    changes = {"test_short_side": args.short_side, "test_batch_size": args.batch_size}
+    truth = read_annotations(args.annotations)
+    compute = ComputeSettings(device=args.device, workers=max(0, args.workers))
+    results = predict_files(
+        args.model, truth, args.images, compute, {name: value for name, value in changes.items() if value is not None}
+    )
+    write_results(args.out, results)
+    print(f"{args.out}: {len(results)} detections on {len(truth.images)} images")
 
 
 def _add_coco_evaluate(sub: Commands) -> None:

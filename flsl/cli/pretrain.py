@@ -23,6 +23,7 @@ aside. Several processes: torchrun --nproc-per-node 8 -m flsl pretrain …, or s
     )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder that `flsl data check` wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    parser.add_argument("--name", metavar="NAME", help="the run's name in the record (default: --run, or base)")
     config_arguments(parser)
 
     parser = command(
@@ -63,7 +64,7 @@ def _pretrain(args: argparse.Namespace) -> None:
         seed=settings.seed,
         data=manifest["content_sha256"],
         out=args.out,
-        run=args.run_name or "base",
+        run=args.name or args.run_name or "base",
         inputs=[args.images / MANIFEST],
         online_knn=build_online_knn(args.images, settings.pretrain, settings.compute.workers) if is_main else None,
     )

@@ -39,12 +39,7 @@ def _add_propagate(sub: Commands) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="MASKS", help="folder for indexed PNGs, MASKS/<sequence>/00000.png"
     )
-    parser.add_argument(
-        "--previews",
-        type=Path,
-        metavar="DIR",
-        help="folder for each sequence's animation, contact sheet and record (default: `previews` beside MASKS)",
-    )
+    _previews_argument(parser, "folder for each sequence's animation, contact sheet and record")
     parser.add_argument("--fresh", action="store_true", help="make again what is there already")
     encoder = parser.add_argument_group("encoder")
     encoder.add_argument("--backbone", type=Path, metavar="FILE", help="backbone.safetensors, or another checkpoint")
@@ -67,6 +62,7 @@ def _add_evaluate(sub: Commands) -> None:
     _data_arguments(parser)
     parser.add_argument("--masks", type=Path, required=True, metavar="DIR", help="predicted masks, as propagate writes")
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="file for the figures and tables")
+    _previews_argument(parser, "folder of the records of `propagate`, which tell the settings")
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a processor)")
 
 
@@ -82,6 +78,10 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", metavar="NAME", help="list of sequences, e.g. val, test-dev (default: davis.split)")
     parser.add_argument("--year", type=int, metavar="YEAR", help="folder of the lists (default: davis.year)")
     parser.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="only these sequences")
+
+
+def _previews_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--previews", type=Path, metavar="DIR", help=f"{help} (default: `previews` beside the masks)")
 
 
 def _propagate(args: argparse.Namespace) -> None:
@@ -120,14 +120,18 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     settings = _experiment(args)
     name = args.name or args.run_name or args.masks.name
+    previews = args.previews or args.masks.parent / "previews"
     record = evaluate_to_file(
-        _root(args, settings), args.masks, settings.davis, args.out, name, args.sequences, args.jobs
+        _root(args, settings), args.masks, settings.davis, args.out, name, args.sequences, args.jobs, previews
     )
     for metric, value in record["metrics"].items():
         print(f"{metric}\t{value:.2f}")
 
 
 def _experiment(args: argparse.Namespace) -> Experiment:
+    # a list of names ends where settings begin
+    args.overrides += [name for name in args.sequences if "=" in name]
+    args.sequences = [name for name in args.sequences if "=" not in name]
     for setting in ("split", "year"):
         value = getattr(args, setting)
         if value is not None:

@@ -1,0 +1,44 @@
+# Each target does its own set-up; PYTHON may name another interpreter (3.11 or newer).
+PYTHON ?= python3
+CONFIG ?= config/demo.yaml
+PROJECT = results/$(shell sed -n 's/^project: *//p' $(CONFIG))
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: demo test lint format bench ui docs
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[detect,workflow,test]'
+	touch $@
+
+demo: .venv/installed ## the whole pipeline on data that it makes itself
+	snakemake --configfile $(CONFIG)
+	@$(MAKE) --no-print-directory $(PROJECT)/report.html
+	@echo "figures: $(PROJECT)/summary.md   report: $(PROJECT)/report.html   MLflow: make ui"
+
+$(PROJECT)/report.html: $(PROJECT)/summary.md
+	snakemake --configfile $(CONFIG) --report $@
+
+test: .venv/installed ## the tests but those that need a SLURM cluster
+	pytest
+
+lint: .venv/installed ## what CI holds the code against
+	ruff format --check .
+	ruff check .
+	mypy
+	snakefmt --check workflow
+	snakemake --lint
+
+format: .venv/installed
+	ruff format .
+	ruff check --fix .
+	snakefmt workflow
+
+docs: .venv/installed ## the schema and the tables that are generated from the settings
+	flsl config --write-docs
+
+bench: .venv/installed ## the CPU benchmarks
+	for script in benchmarks/[a-z]*.py; do python "$$script" || exit 1; done
+
+ui: .venv/installed ## MLflow in the browser, http://localhost:5000
+	mlflow ui --backend-store-uri sqlite:///$(PROJECT)/mlflow.db --port 5000

@@ -1,0 +1,29 @@
+"""``flsl config``: the resolved settings of an experiment or one of its runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flsl.cli.common import Commands, command, config_arguments, experiment
+
+
+def add(commands: Commands) -> None:
+    """Add the commands of this group."""
+    parser = command(
+        commands, "config", _config, "Check settings and write them out whole: files merged, changes applied, defaults in."
+    )
+    parser.add_argument("--out", type=Path, metavar="YAML", help="file to write (default: standard output)")
+    config_arguments(parser)
+
+
+def _config(args: argparse.Namespace) -> None:
+    import yaml
+
+    from flsl.runtime.outputs import write_text
+
+    text = yaml.safe_dump(experiment(args).plain(), sort_keys=False, allow_unicode=True)
+    if args.out is None:
+        print(text, end="")
+    else:
+        write_text(args.out, text)

@@ -1,0 +1,66 @@
+# FLSL pretraining, and the baselines that are evaluated beside it.
+
+
+# The newest checkpoints and history.jsonl are no outputs: snakemake removes outputs before it starts a job, and a job
+# that starts again goes on from them.
+rule pretrain:
+    input:
+        config=ancient(project("runs/{run}/config.yaml")),
+        images=project("data/images/manifest.json"),
+    output:
+        checkpoint=project("runs/{run}/pretrain/checkpoint.pth"),
+        backbone=project("runs/{run}/pretrain/backbone.safetensors"),
+        metrics=report(
+            project("runs/{run}/pretrain/metrics.json"),
+            category="Pretraining",
+            labels={"run": "{run}"},
+            caption="../report/pretrain.rst",
+        ),
+    params:
+        settings=settings_of("seed", "pretrain"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
+    wildcard_constraints:
+        run=alternatives(RUNS),
+    log:
+        log_of("pretrain"),
+    benchmark:
+        project("benchmarks/{run}/pretrain.tsv")
+    threads: 8
+    resources:
+        mem_mb=larger(16000),
+        runtime=larger(2880),
+        gpu=1,
+    message:
+        "Pretraining {wildcards.run}; its progress is in {log}"
+    shell:
+        "{FLSL} pretrain --config {input.config:q} --name {wildcards.run:q} --images {params.images:q} "
+        "--out {params.folder:q} 2>&1 | tee {log:q}"
+
+
+rule baseline:
+    input:
+        config=ancient(project("runs/{run}/config.yaml")),
+    output:
+        backbone=project("runs/{run}/pretrain/backbone.safetensors"),
+        metrics=project("runs/{run}/pretrain/metrics.json"),
+    params:
+        baseline=lambda wildcards: EXPERIMENT.baselines[wildcards.run].model_dump_json(),
+        # a random encoder is the runs' own, so that it depends on their architecture and seed
+        encoder=lambda wildcards: (
+            json.dumps([EXPERIMENT.seed, EXPERIMENT.pretrain.encoder.plain(), EXPERIMENT.pretrain.views.teacher_size])
+            if EXPERIMENT.baselines[wildcards.run].kind == "random"
+            else None
+        ),
+        folder=subpath(output.metrics, parent=True),
+    wildcard_constraints:
+        run=alternatives(BASELINES),
+    log:
+        log_of("baseline"),
+    resources:
+        mem_mb=larger(4000),
+        runtime=larger(30),
+    message:
+        "Baseline {wildcards.run}"
+    shell:
+        "{FLSL} baseline --config {input.config:q} --name {wildcards.run:q} --out {params.folder:q} > {log:q} 2>&1"

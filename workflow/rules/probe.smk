@@ -1,0 +1,126 @@
+# Probes of the frozen encoder: features once a run, k-NN on them, a grid of linear probes, bbox-aligned k-NN.
+
+
+rule features:
+    input:
+        config=ancient(project("runs/{run}/config.yaml")),
+        backbone=project("runs/{run}/pretrain/backbone.safetensors"),
+        images=project("data/images/manifest.json"),
+    output:
+        train=project("runs/{run}/features/train.safetensors"),
+        val=project("runs/{run}/features/val.safetensors"),
+        metrics=project("runs/{run}/features/metrics.json"),
+    params:
+        settings=settings_of("features"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
+    log:
+        log_of("features"),
+    benchmark:
+        project("benchmarks/{run}/features.tsv")
+    threads: 8
+    resources:
+        mem_mb=larger(8000),
+        runtime=larger(120),
+        gpu=1,
+    message:
+        "Features of {wildcards.run}"
+    shell:
+        "{FLSL} features --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule knn:
+    input:
+        config=ancient(project("runs/{run}/config.yaml")),
+        train=project("runs/{run}/features/train.safetensors"),
+        val=project("runs/{run}/features/val.safetensors"),
+    output:
+        metrics=report(
+            project("runs/{run}/knn/metrics.json"),
+            category="k-NN",
+            labels={"run": "{run}"},
+            caption="../report/knn.rst",
+        ),
+    params:
+        settings=settings_of("knn"),
+        features=subpath(input.train, parent=True),
+        folder=subpath(output.metrics, parent=True),
+    log:
+        log_of("knn"),
+    benchmark:
+        project("benchmarks/{run}/knn.tsv")
+    threads: 8
+    resources:
+        mem_mb=larger(8000),
+        runtime=larger(60),
+        gpu=1,
+    message:
+        "k-NN of {wildcards.run}"
+    shell:
+        "{FLSL} knn --config {input.config:q} --name {wildcards.run:q} --features {params.features:q} "
+        "--out {params.folder:q} > {log:q} 2>&1"
+
+
+rule linear:
+    input:
+        config=ancient(project("runs/{run}/config.yaml")),
+        backbone=project("runs/{run}/pretrain/backbone.safetensors"),
+        images=project("data/images/manifest.json"),
+    output:
+        metrics=report(
+            project("runs/{run}/linear/metrics.json"),
+            category="Linear probe",
+            labels={"run": "{run}"},
+            caption="../report/linear.rst",
+        ),
+    params:
+        settings=settings_of("seed", "features", "linear"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
+    log:
+        log_of("linear"),
+    benchmark:
+        project("benchmarks/{run}/linear.tsv")
+    threads: 8
+    resources:
+        mem_mb=larger(8000),
+        runtime=larger(1440),
+        gpu=1,
+    message:
+        "Linear probes of {wildcards.run}"
+    shell:
+        "{FLSL} linear --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule aligned_knn:
+    input:
+        config=ancient(project("runs/{run}/config.yaml")),
+        backbone=project("runs/{run}/pretrain/backbone.safetensors"),
+        images=project("data/images/manifest.json"),
+    output:
+        metrics=report(
+            project("runs/{run}/aligned_knn/metrics.json"),
+            category="bbox-aligned k-NN",
+            labels={"run": "{run}"},
+            caption="../report/aligned_knn.rst",
+        ),
+    params:
+        settings=settings_of("features", "aligned_knn"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
+    log:
+        log_of("aligned_knn"),
+    benchmark:
+        project("benchmarks/{run}/aligned_knn.tsv")
+    threads: 8
+    resources:
+        mem_mb=larger(8000),
+        runtime=larger(120),
+        gpu=1,
+    message:
+        "bbox-aligned k-NN of {wildcards.run}"
+    shell:
+        "{FLSL} aligned-knn --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"
