@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pydantic import Field
 
 from flsl.config.base import Count, Positive, Settings, Slug
@@ -11,7 +13,7 @@ class DavisSettings(Settings):
     """DINO's protocol on DAVIS 2017; the defaults are the published ones."""
 
     split: Slug = Field("val", description="List of sequences `ImageSets/<year>/<split>.txt`, e.g. `val`, `test-dev`.")
-    year: Slug = Field("2017", description="Folder below `ImageSets`.")
+    year: int = Field(2017, ge=2016, le=2099, description="Folder below `ImageSets`.")
     resolution: Slug = Field("480p", description="Folder below `JPEGImages` and `Annotations`.")
     context_frames: int = Field(7, ge=0, description="Previous frames that labels come from, besides the first frame.")
     radius: Count = Field(12, description="Half side of the square neighbourhood that keys are taken from, in tokens.")
@@ -21,5 +23,12 @@ class DavisSettings(Settings):
     multiple: Count = Field(
         64, description="The long side is rounded down to a multiple of this, in pixels (and of the patch size)."
     )
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        "auto", description="Autocast of the encoder; `auto` is bf16 on CUDA and float32 on the CPU."
+    )
     batch_size: Count = Field(4, description="Frames that the encoder takes at once.")
     sequences_per_job: Count = Field(1, description="Sequences that one job of the workflow propagates.")
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings that figures depend on: all but those that only change speed."""
+        return self.model_dump(mode="json", exclude={"batch_size", "sequences_per_job"})

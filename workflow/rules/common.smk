@@ -13,7 +13,6 @@ from flsl.config.loading import check, compose, run_experiment
 from flsl.data.manifest import revision
 from flsl.runtime.errors import UserError
 
-
 # a --configfile is laid over the default one by snakemake; a whole experiment must not inherit from the demo
 if "project" not in config and "extends" not in config:
 
@@ -21,7 +20,9 @@ if "project" not in config and "extends" not in config:
 
 
 FLSL = f"{shlex.quote(sys.executable)} -m flsl"
-SOURCE = Path(workflow.configfiles[-1]) if workflow.configfiles else Path("config/demo.yaml")
+SOURCE = (
+    Path(workflow.configfiles[-1]) if workflow.configfiles else Path("config/demo.yaml")
+)
 
 try:
     EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE))
@@ -55,7 +56,10 @@ def settings_of(*sections):
 
 def as_arguments(settings, prefix=""):
     """Return plain settings as the `setting=value` arguments of the flsl command."""
-    return [f"{prefix}{name}={json.dumps(value, sort_keys=True)}" for name, value in settings.items()]
+    return [
+        f"{prefix}{name}={json.dumps(value, sort_keys=True)}"
+        for name, value in settings.items()
+    ]
 
 
 def larger(amount):
@@ -78,12 +82,14 @@ wildcard_constraints:
 rule run_config:
     output:
         project("runs/{run}/config.yaml"),
-    params:
-        settings=lambda wildcards: as_arguments(RESOLVED.get(wildcards.run, EXPERIMENT).plain()),
     log:
         log_of("config"),
+    localrule: True
+    params:
+        settings=lambda wildcards: as_arguments(
+            RESOLVED.get(wildcards.run, EXPERIMENT).plain()
+        ),
     message:
         "Settings of {wildcards.run}"
-    localrule: True
     shell:
         "{FLSL} config {params.settings:q} --out {output:q} > {log:q} 2>&1"

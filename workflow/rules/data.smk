@@ -9,7 +9,10 @@ def scenes_record(wildcards=None):
 
 def dataset_settings(wildcards):
     """Return the data set's settings as arguments."""
-    return as_arguments({wildcards.dataset: getattr(EXPERIMENT.data, wildcards.dataset).plain()}, "data.")
+    return as_arguments(
+        {wildcards.dataset: getattr(EXPERIMENT.data, wildcards.dataset).plain()},
+        "data.",
+    )
 
 
 @cache
@@ -23,9 +26,6 @@ if EXPERIMENT.data.scenes is not None:
     rule scenes:
         output:
             scenes_record(),
-        params:
-            settings=as_arguments({"scenes": EXPERIMENT.data.scenes.plain()}, "data."),
-            root=EXPERIMENT.data.scenes.root,
         log:
             project("logs/scenes.log"),
         benchmark:
@@ -34,6 +34,9 @@ if EXPERIMENT.data.scenes is not None:
         resources:
             mem_mb=larger(2000),
             runtime=larger(30),
+        params:
+            settings=as_arguments({"scenes": EXPERIMENT.data.scenes.plain()}, "data."),
+            root=EXPERIMENT.data.scenes.root,
         message:
             "Making the demo's data in {params.root}"
         shell:
@@ -50,10 +53,6 @@ rule data_check:
             labels={"data set": "{dataset}"},
             caption="../report/manifest.rst",
         ),
-    params:
-        settings=dataset_settings,
-        revision=lambda wildcards: dataset_revision(wildcards.dataset),
-        folder=subpath(output[0], parent=True),
     log:
         project("logs/data_{dataset}.log"),
     benchmark:
@@ -62,6 +61,10 @@ rule data_check:
     resources:
         mem_mb=larger(4000),
         runtime=larger(240),
+    params:
+        settings=dataset_settings,
+        revision=lambda wildcards: dataset_revision(wildcards.dataset),
+        folder=subpath(output[0], parent=True),
     message:
         "Checking the data set {wildcards.dataset}"
     shell:

@@ -16,21 +16,21 @@ rule pretrain:
             labels={"run": "{run}"},
             caption="../report/pretrain.rst",
         ),
-    params:
-        settings=settings_of("seed", "pretrain"),
-        images=subpath(input.images, parent=True),
-        folder=subpath(output.metrics, parent=True),
-    wildcard_constraints:
-        run=alternatives(RUNS),
     log:
         log_of("pretrain"),
     benchmark:
         project("benchmarks/{run}/pretrain.tsv")
+    wildcard_constraints:
+        run=alternatives(RUNS),
     threads: 8
     resources:
         mem_mb=larger(16000),
         runtime=larger(2880),
         gpu=1,
+    params:
+        settings=settings_of("seed", "pretrain"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
     message:
         "Pretraining {wildcards.run}; its progress is in {log}"
     shell:
@@ -44,22 +44,28 @@ rule baseline:
     output:
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
         metrics=project("runs/{run}/pretrain/metrics.json"),
+    log:
+        log_of("baseline"),
+    wildcard_constraints:
+        run=alternatives(BASELINES),
+    resources:
+        mem_mb=larger(4000),
+        runtime=larger(30),
     params:
         baseline=lambda wildcards: EXPERIMENT.baselines[wildcards.run].model_dump_json(),
         # a random encoder is the runs' own, so that it depends on their architecture and seed
         encoder=lambda wildcards: (
-            json.dumps([EXPERIMENT.seed, EXPERIMENT.pretrain.encoder.plain(), EXPERIMENT.pretrain.views.teacher_size])
+            json.dumps(
+                [
+                    EXPERIMENT.seed,
+                    EXPERIMENT.pretrain.encoder.plain(),
+                    EXPERIMENT.pretrain.views.teacher_size,
+                ]
+            )
             if EXPERIMENT.baselines[wildcards.run].kind == "random"
             else None
         ),
         folder=subpath(output.metrics, parent=True),
-    wildcard_constraints:
-        run=alternatives(BASELINES),
-    log:
-        log_of("baseline"),
-    resources:
-        mem_mb=larger(4000),
-        runtime=larger(30),
     message:
         "Baseline {wildcards.run}"
     shell:

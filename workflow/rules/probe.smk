@@ -10,10 +10,6 @@ rule features:
         train=project("runs/{run}/features/train.safetensors"),
         val=project("runs/{run}/features/val.safetensors"),
         metrics=project("runs/{run}/features/metrics.json"),
-    params:
-        settings=settings_of("features"),
-        images=subpath(input.images, parent=True),
-        folder=subpath(output.metrics, parent=True),
     log:
         log_of("features"),
     benchmark:
@@ -23,6 +19,10 @@ rule features:
         mem_mb=larger(8000),
         runtime=larger(120),
         gpu=1,
+    params:
+        settings=settings_of("features"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
     message:
         "Features of {wildcards.run}"
     shell:
@@ -42,10 +42,6 @@ rule knn:
             labels={"run": "{run}"},
             caption="../report/knn.rst",
         ),
-    params:
-        settings=settings_of("knn"),
-        features=subpath(input.train, parent=True),
-        folder=subpath(output.metrics, parent=True),
     log:
         log_of("knn"),
     benchmark:
@@ -55,6 +51,10 @@ rule knn:
         mem_mb=larger(8000),
         runtime=larger(60),
         gpu=1,
+    params:
+        settings=settings_of("knn"),
+        features=subpath(input.train, parent=True),
+        folder=subpath(output.metrics, parent=True),
     message:
         "k-NN of {wildcards.run}"
     shell:
@@ -74,10 +74,6 @@ rule linear:
             labels={"run": "{run}"},
             caption="../report/linear.rst",
         ),
-    params:
-        settings=settings_of("seed", "features", "linear"),
-        images=subpath(input.images, parent=True),
-        folder=subpath(output.metrics, parent=True),
     log:
         log_of("linear"),
     benchmark:
@@ -87,6 +83,10 @@ rule linear:
         mem_mb=larger(8000),
         runtime=larger(1440),
         gpu=1,
+    params:
+        settings=settings_of("seed", "features", "linear"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
     message:
         "Linear probes of {wildcards.run}"
     shell:
@@ -106,10 +106,6 @@ rule aligned_knn:
             labels={"run": "{run}"},
             caption="../report/aligned_knn.rst",
         ),
-    params:
-        settings=settings_of("features", "aligned_knn"),
-        images=subpath(input.images, parent=True),
-        folder=subpath(output.metrics, parent=True),
     log:
         log_of("aligned_knn"),
     benchmark:
@@ -119,6 +115,10 @@ rule aligned_knn:
         mem_mb=larger(8000),
         runtime=larger(120),
         gpu=1,
+    params:
+        settings=settings_of("features", "aligned_knn"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
     message:
         "bbox-aligned k-NN of {wildcards.run}"
     shell:

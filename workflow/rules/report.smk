@@ -14,13 +14,17 @@ rule summary:
     input:
         all_metrics,
     output:
-        markdown=report(project("summary.md"), category="Summary", caption="../report/summary.rst"),
-        csv=report(project("summary.csv"), category="Summary", caption="../report/summary.rst"),
-    params:
-        folder=subpath(output.csv, parent=True),
+        markdown=report(
+            project("summary.md"), category="Summary", caption="../report/summary.rst"
+        ),
+        csv=report(
+            project("summary.csv"), category="Summary", caption="../report/summary.rst"
+        ),
     log:
         project("logs/summary.log"),
     localrule: True
+    params:
+        folder=subpath(output.csv, parent=True),
     message:
         "Summary of all runs"
     shell:
@@ -32,12 +36,16 @@ rule curves:
     input:
         expand(project("runs/{run}/pretrain/metrics.json"), run=RUNS),
     output:
-        report(project("curves.png"), category="Pretraining", caption="../report/curves.rst"),
-    params:
-        folder=subpath(output[0], parent=True),
+        report(
+            project("curves.png"),
+            category="Pretraining",
+            caption="../report/curves.rst",
+        ),
     log:
         project("logs/curves.log"),
     localrule: True
+    params:
+        folder=subpath(output[0], parent=True),
     message:
         "Training curves"
     shell:
@@ -49,11 +57,11 @@ rule bars:
         all_metrics,
     output:
         report(project("bars.png"), category="Summary", caption="../report/summary.rst"),
-    params:
-        folder=subpath(output[0], parent=True),
     log:
         project("logs/bars.log"),
     localrule: True
+    params:
+        folder=subpath(output[0], parent=True),
     message:
         "Chart of all runs"
     shell:
