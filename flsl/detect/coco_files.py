@@ -51,8 +51,11 @@ def read_annotations(path: Path | str) -> Annotations:
     Raises:
         UserError: naming the file and the entry that is broken.
     """
-    path = Path(path)
-    data = read_json(path, "a COCO annotation file")
+    return parse_annotations(read_json(path, "a COCO annotation file"), Path(path))
+
+
+def parse_annotations(data: Any, path: Path) -> Annotations:
+    """Check the content of a COCO annotation file as :func:`read_annotations` does; messages name ``path``."""
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise UserError(

@@ -112,13 +112,13 @@ def _frames(root: Path, sequence: Sequence) -> tuple[dict[int, str], tuple[int, 
     files = dict(sorted((int(match[1]), name) for match, name in numbered))
     if not files:
         raise UserError(f"{folder}: holds no frames img000001.jpg, img000002.jpg, …")
-    needed = set(sequence.truth["frame"]) | set(range(1, sequence.frames + 1))
-    missing = sorted(needed - set(files))
+    missing = sorted(set(sequence.truth["frame"]) - set(files))
     if missing:
         raise UserError(
-            f"{folder}: {len(missing)} frames are missing, the first is img{missing[0]:06d}.jpg; "
-            "the ground truth or the official list has them"
+            f"{folder}: {len(missing)} frames of the ground truth are missing, the first is img{missing[0]:06d}.jpg"
         )
+    if len(files) < sequence.frames:
+        warn(f"{folder}: {len(files)} frames are there; the official list has {sequence.frames}")
     path = folder / next(iter(files.values()))
     try:
         with Image.open(path) as image:

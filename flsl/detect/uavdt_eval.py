@@ -236,13 +236,20 @@ def evaluate_files(
     record = StageRecord("uavdt", run, {"sequences": names, "threshold": THRESHOLD}, inputs)
     for reason, count in skipped.items():
         warn(f"{count} {reason} skipped")
-    pooled = pool(truth, found)
-    overall, by_sequence, rows = sequence_table(pooled, truth)
+    metrics, tables = figures(truth, found, Path(detections))
+    return record.write(out, metrics, **tables, skipped=skipped)
+
+
+def figures(
+    sequences: list[Sequence], detections: Mapping[str, Rows], source: Path
+) -> tuple[dict[str, float], dict[str, list[Record]]]:
+    """Return all metrics by name, and the tables ``sequences`` and ``objects``, of detections read from ``source``."""
+    pooled = pool(sequences, detections)
+    overall, by_sequence, rows = sequence_table(pooled, sequences)
     objects = object_table(pooled)
     metrics = {} if overall is None else {"uavdt/AP@0.7": overall}
     metrics |= {f"uavdt/AP@0.7/{name}": value for name, value in by_sequence.items()}
     for row in objects:
         for convention in ("official", "corrected"):
             metrics[f"uavdt/AP@0.7/{row['attribute']}/{row['label']}/{convention}"] = row[convention]
-    metrics |= coco_figures(truth, found, Path(detections))
-    return record.write(out, metrics, sequences=rows, objects=objects, skipped=skipped)
+    return metrics | coco_figures(sequences, detections, source), {"sequences": rows, "objects": objects}

@@ -59,13 +59,13 @@ def test_stride_and_one_class(made: Path) -> None:
         (["--split", "test"], "none of the 20 test sequences"),
         (["--sequences", "M0102"], "no M0102_gt_whole.txt there (did you mean 'M0101'?)"),
         (["--stride", "0"], "--stride: 0 is not a number of frames"),
-        ([], "1 frames are missing, the first is img000005.jpg"),
+        ([], "1 frames of the ground truth are missing, the first is img000002.jpg"),
     ],
 )
 def test_one_line_and_no_file(
     made: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    (made / "frames/M0101/img000005.jpg").unlink()
+    (made / "frames/M0101/img000002.jpg").unlink()
     assert run(made, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (made / "coco.json").exists()

@@ -1,0 +1,264 @@
+"""COCO-format images for training and prediction: what is sound, in an order and with changes that are reproducible."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flsl.config.detect import RecipeSettings
+from flsl.data.images import load_rgb
+from flsl.detect.augment import Geometry, Target, apply_image, apply_target, draw, fitted
+from flsl.detect.coco_files import Annotations, Record
+from flsl.detect.rle import check_codes, compress
+from flsl.runtime.errors import UserError, inside, require_folder
+from flsl.runtime.outputs import sha256_json
+
+Key = tuple[int, int]
+
+
+class Sample(NamedTuple):
+    """An image as a detector gets it.
+
+    Attributes:
+        image: (3, height, width) uint8, RGB.
+        target: its objects, empty in prediction.
+        image_id: COCO's.
+        size: height and width of the file's image, in pixels.
+    """
+
+    image: Tensor
+    target: Target
+    image_id: int
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Images with at least one sound object, and their objects.
+
+    Attributes:
+        digest: of the annotations that it was taken from.
+        folder: of the image files.
+        images: COCO's records.
+        boxes: by image, (n, 4) x0, y0, x1, y1 within the image.
+        labels: by image, (n,) classes from 1, in the order of the category ids.
+        segmentations: by image, n segmentations, or None where only boxes are trained.
+        skipped: what was left out, by reason.
+    """
+
+    digest: str
+    folder: Path
+    images: list[Record]
+    boxes: list[NDArray[np.float32]]
+    labels: list[NDArray[np.int64]]
+    segmentations: list[list[Any]] | None
+    skipped: dict[str, int]
+
+
+def check_files(truth: Annotations, folder: Path) -> None:
+    """Refuse a data set with missing images.
+
+    Raises:
+        UserError: naming the first missing file and how many there are.
+    """
+    require_folder(folder, "the images of the data set")
+    missing = [
+        image.get("file_name")
+        for image in truth.images.values()
+        if not isinstance(image.get("file_name"), str) or not inside(folder, image["file_name"], truth.path).is_file()
+    ]
+    if missing:
+        raise UserError(
+            f"{folder}: {len(missing)} of the {len(truth.images)} images of {truth.path} are missing, e.g. {missing[0]}"
+        )
+
+
+def training_set(truth: Annotations, folder: Path, masks: bool) -> TrainingSet:
+    """Take what can be trained on.
+
+    Crowds, boxes of no area within their image and broken segmentations are left out and counted; so are images
+    without any object left.
+
+    Raises:
+        UserError: when an image is missing or nothing is left.
+    """
+    check_files(truth, folder)
+    labels = {number: index for index, number in enumerate(sorted(truth.categories), 1)}
+    skipped: Counter[str] = Counter(truth.skipped)
+    broken = _broken_masks(truth) if masks else set()
+    objects: dict[int, list[tuple[list[float], int, Any]]] = {}
+    for entry in truth.annotations:
+        image = truth.images[entry["image_id"]]
+        x, y, width, height = entry["bbox"]
+        box = [max(x, 0.0), max(y, 0.0), min(x + width, image["width"]), min(y + height, image["height"])]
+        if entry["iscrowd"]:
+            skipped["crowds"] += 1
+        elif box[2] <= box[0] or box[3] <= box[1]:
+            skipped["boxes outside their image or of no area"] += 1
+        elif entry["id"] in broken:
+            skipped["broken segmentations"] += 1
+        else:
+            found = (box, labels[entry["category_id"]], entry.get("segmentation") if masks else None)
+            objects.setdefault(entry["image_id"], []).append(found)
+    if not objects:
+        raise UserError(f"{truth.path}: no image has an object to train on ({dict(skipped) or 'no annotations'})")
+    empty = len(truth.images) - len(objects)
+    if empty:
+        skipped["images without objects"] = empty
+    ids = sorted(objects)
+    return TrainingSet(
+        sha256_json(truth.dataset()),
+        folder,
+        [truth.images[number] for number in ids],
+        [np.array([box for box, _, _ in objects[number]], dtype=np.float32) for number in ids],
+        [np.array([label for _, label, _ in objects[number]], dtype=np.int64) for number in ids],
+        [[part for _, _, part in objects[number]] for number in ids] if masks else None,
+        dict(skipped),
+    )
+
+
+def _broken_masks(truth: Annotations) -> set[int]:
+    """Return the ids of the annotations whose segmentation cannot be drawn."""
+    broken: set[int] = set()
+    codes: list[tuple[int, bytes, int]] = []
+    for entry in truth.annotations:
+        image = truth.images[entry["image_id"]]
+        try:
+            mask = compress(entry.get("segmentation"), image["height"], image["width"])
+        except ValueError:
+            broken.add(entry["id"])
+        else:
+            codes.append((entry["id"], mask["counts"].encode(), image["height"] * image["width"]))
+    sound = check_codes([code for _, code, _ in codes], np.array([pixels for *_, pixels in codes], dtype=np.int64))
+    return broken | {number for (number, *_), ok in zip(codes, sound, strict=True) if not ok}
+
+
+class TrainingImages(Dataset[Sample]):
+    """Training samples by (epoch, index): what happens to an image is a function of (seed, epoch, index)."""
+
+    def __init__(self, data: TrainingSet, recipe: RecipeSettings, seed: int) -> None:
+        self._data, self._recipe, self._seed = data, recipe, seed
+
+    def __getitem__(self, key: Key) -> Sample:
+        epoch, index = key
+        record = self._data.images[index]
+        image = load_rgb(self._data.folder / record["file_name"])
+        _check_size(image.size, record, self._data.folder)
+        height, width = record["height"], record["width"]
+        geometry = draw(np.random.default_rng((self._seed, epoch, index)), width, height, self._recipe)
+        masks = None
+        if self._data.segmentations is not None:
+            codes = [compress(part, height, width) for part in self._data.segmentations[index]]
+            masks = np.ascontiguousarray(coco_mask.decode(codes).transpose(2, 0, 1))
+        target = apply_target(self._data.boxes[index], self._data.labels[index], masks, geometry)
+        return Sample(apply_image(image, geometry), target, record["id"], (height, width))
+
+
+class TestImages(Dataset[Sample]):
+    """Images as they are predicted on, by index."""
+
+    def __init__(self, records: list[Record], folder: Path, recipe: RecipeSettings) -> None:
+        self._records, self._folder, self._recipe = records, folder, recipe
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self._records[index]
+        image = load_rgb(self._folder / record["file_name"])
+        _check_size(image.size, record, self._folder)
+        size = fitted(*image.size, self._recipe.test_short_side, self._recipe.long_side)
+        pixels = apply_image(image, Geometry((0, 0, *image.size), size, False))
+        empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
+        return Sample(pixels, empty, record["id"], (image.height, image.width))
+
+
+def _check_size(size: tuple[int, int], record: Record, folder: Path) -> None:
+    if size != (record["width"], record["height"]):
+        raise UserError(
+            f"{folder / record['file_name']}: is {size[0]}×{size[1]} pixels, but its annotations say "
+            f"{record['width']}×{record['height']}"
+        )
+
+
+class Order(Sampler[list[Key]]):
+    """This rank's micro-batches from a step on to the end of training; an epoch's order is a function of the seed.
+
+    Raises:
+        UserError: when a step's images are more than there are or cannot be shared equally.
+    """
+
+    def __init__(
+        self, images: int, recipe: RecipeSettings, seed: int, rank: int = 0, world_size: int = 1, start: int = 0
+    ) -> None:
+        shares = recipe.accumulate * world_size
+        if recipe.batch_size % shares:
+            raise UserError(
+                f"batch_size: {recipe.batch_size} images cannot be shared by {world_size} ranks x "
+                f"{recipe.accumulate} micro-batches; take a multiple of {shares}"
+            )
+        if recipe.batch_size > images:
+            raise UserError(f"batch_size: {recipe.batch_size} is more than the {images} images with objects")
+        self.steps_per_epoch = images // recipe.batch_size
+        self.steps = recipe.epochs * self.steps_per_epoch
+        self._images, self._recipe, self._seed = images, recipe, seed
+        self._rank, self._world_size, self._start = rank, world_size, start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        recipe = self._recipe
+        share = recipe.batch_size // recipe.accumulate // self._world_size
+        for epoch in range(self._start // self.steps_per_epoch, recipe.epochs):
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._images)
+            for step in range(max(0, self._start - epoch * self.steps_per_epoch), self.steps_per_epoch):
+                batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+                for micro in batch.reshape(recipe.accumulate, self._world_size, share)[:, self._rank]:
+                    yield [(epoch, int(index)) for index in micro]
+
+    def __len__(self) -> int:
+        return (self.steps - self._start) * self._recipe.accumulate
+
+
+def loader(data: Dataset[Sample], workers: int, **order: Any) -> Iterator[list[Sample]]:
+    """Yield batches as lists of samples; ``order`` is a DataLoader's ``batch_sampler`` or ``batch_size``.
+
+    Raises:
+        UserError: naming an image that cannot be read.
+    """
+    batches: DataLoader[Any] = DataLoader(
+        _Guarded(data), num_workers=workers, collate_fn=_as_it_is, pin_memory=False, **order
+    )
+    for batch in batches:
+        for sample in batch:
+            if isinstance(sample, UserError):
+                raise sample
+        yield batch
+
+
+class _Guarded(Dataset[Any]):
+    """Hands an unreadable image over as its error: raised in a worker it would reach the user as a traceback."""
+
+    def __init__(self, data: Dataset[Sample]) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Any) -> Sample | UserError:
+        try:
+            return self._data[key]
+        except UserError as error:
+            return error
+
+
+def _as_it_is(batch: list[Any]) -> list[Any]:
+    return batch

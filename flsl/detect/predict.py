@@ -1,0 +1,111 @@
+"""Predictions in COCO's result form, whichever engine makes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as coco_mask
+from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from flsl.config.detect import RecipeSettings
+from flsl.detect.coco_files import Annotations, Record
+from flsl.detect.dataset import Sample, TestImages, check_files, loader
+from flsl.runtime.outputs import write_text
+from flsl.runtime.progress import bar
+
+Predict = Callable[[list[Tensor]], list[dict[str, Tensor]]]
+"""From uint8 images to ``boxes``, ``labels`` (from 1), ``scores`` and, with a mask head, ``masks`` (n, 1, 28, 28)."""
+
+
+def predict(
+    model: Predict,
+    truth: Annotations,
+    folder: Path,
+    recipe: RecipeSettings,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    show: bool = True,
+) -> list[Record]:
+    """Return COCO results for every image, in the images' order.
+
+    Args:
+        model: maps a batch of images to its detections.
+        truth: the images and the categories that the labels mean, in the order of their ids.
+        folder: of the image files.
+        recipe: sizes and batch size.
+        workers: loading processes.
+        shard: this process's place and the number of processes; each takes every so many-th image.
+        show: whether a progress bar is shown.
+
+    Raises:
+        UserError: when an image is missing, unreadable or not of the listed size.
+    """
+    check_files(truth, folder)
+    records = list(truth.images.values())[shard[0] :: shard[1]]
+    categories = sorted(truth.categories)
+    results: list[Record] = []
+    batches = loader(TestImages(records, folder, recipe), workers, batch_size=recipe.test_batch_size)
+    with bar("predicting (images)", len(records), enabled=show) as shown, torch.inference_mode():
+        for samples in batches:
+            for sample, found in zip(samples, model([sample.image for sample in samples]), strict=True):
+                results += coco_results(sample, found, categories)
+            shown.advance(len(samples))
+    return results
+
+
+def coco_results(sample: Sample, found: dict[str, Tensor], categories: list[int]) -> list[Record]:
+    """Return one image's detections as COCO results, in the pixels of its file.
+
+    Args:
+        sample: the image that was predicted on.
+        found: detections in that image's pixels.
+        categories: COCO's ids of the labels 1, 2, ….
+    """
+    height, width = sample.size
+    scale = torch.tensor([width / sample.image.shape[2], height / sample.image.shape[1]] * 2)
+    boxes = found["boxes"].float().cpu() * scale
+    boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
+    boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
+    codes = _codes(found["masks"], boxes, height, width) if "masks" in found else [None] * len(boxes)
+    corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    results: list[Record] = []
+    labels, scores = found["labels"].tolist(), found["scores"].tolist()
+    for box, label, score, code in zip(corners, labels, scores, codes, strict=True):
+        entry: Record = {
+            "image_id": sample.image_id,
+            "category_id": categories[label - 1],
+            "bbox": [round(value, 3) for value in box],
+            "score": round(score, 6),
+        }
+        results.append(entry if code is None else {**entry, "segmentation": code})
+    return results
+
+
+def _codes(masks: Tensor, boxes: Tensor, height: int, width: int, chunk: int = 16) -> list[Any]:
+    """Return run-length codes of masks (n, 1, 28, 28) pasted into their boxes, a few at a time to bound memory."""
+    codes: list[Any] = []
+    for start in range(0, len(boxes), chunk):
+        part = masks[start : start + chunk].float().cpu()
+        pasted = paste_masks_in_image(part, boxes[start : start + chunk], (height, width))[:, 0] >= 0.5
+        stacked = np.asfortranarray(pasted.permute(1, 2, 0).numpy().astype(np.uint8))
+        for code in coco_mask.encode(stacked):
+            counts = code["counts"]
+            codes.append({"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts})
+    return codes
+
+
+def merge(parts: Iterable[list[Record]], truth: Annotations) -> list[Record]:
+    """Return the results of several processes in the images' order."""
+    place = {number: index for index, number in enumerate(truth.images)}
+    return sorted((entry for part in parts for entry in part), key=lambda entry: place[entry["image_id"]])
+
+
+def write_results(path: Path, results: list[Record]) -> None:
+    """Write COCO results, atomically and without blanks: a validation has half a million detections."""
+    write_text(path, json.dumps(results, separators=(",", ":")) + "\n")

@@ -1,0 +1,126 @@
+"""The stages ``coco`` and ``uavdt``: fine-tune a backbone, predict, evaluate, write the folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from flsl.config.detect import RecipeSettings, UavdtRecipeSettings
+from flsl.config.experiment import Experiment
+from flsl.detect.coco_eval import evaluate
+from flsl.detect.coco_files import Annotations, Record, parse_annotations, read_annotations
+from flsl.detect.dataset import check_files, training_set
+from flsl.detect.draw import draw_predictions
+from flsl.detect.encoder import EncoderChoice
+from flsl.detect.engines import require_engine, train_with
+from flsl.detect.predict import write_results
+from flsl.detect.train import Task
+from flsl.detect.uavdt_convert import convert, split_names
+from flsl.detect.uavdt_eval import figures as uavdt_figures
+from flsl.detect.uavdt_files import read_detections, read_sequences
+from flsl.runtime import distributed
+from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import StageRecord, write_json
+from flsl.runtime.progress import warn
+
+Stage = Literal["coco", "uavdt"]
+
+
+def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, name: str) -> Mapping[str, Any] | None:
+    """Run one stage; a stage that was killed goes on from its last checkpoint when started again.
+
+    The folder gets ``history.jsonl``, ``model.pth``, ``detections.json`` (COCO results), ``predictions/*.png`` (ground
+    truth beside predictions) and at the end ``metrics.json``; for UAVDT also the ground truth in COCO's form.
+
+    Args:
+        stage: ``coco`` (boxes and masks) or ``uavdt`` (boxes).
+        experiment: the settings.
+        choice: the encoder.
+        out: the folder.
+        name: the run's name in the record.
+
+    Returns:
+        The record; None on other ranks than the first.
+
+    Raises:
+        UserError: for settings, data or an encoder that cannot be used.
+    """
+    settings = experiment.detection
+    require_engine(settings.engine)
+    recipe: RecipeSettings = settings.coco if stage == "coco" else settings.uavdt
+    train, train_images, val, val_images, inputs = _coco(experiment) if stage == "coco" else _uavdt(experiment)
+    masks = stage == "coco"
+    data = training_set(train, train_images, masks)
+    for reason, count in data.skipped.items():
+        warn(f"{train.path}: {count} {reason} are not trained on")
+    check_files(val, val_images)
+    device = distributed.choose_device(experiment.compute.device)
+    params = {
+        "seed": experiment.seed,
+        "engine": settings.engine,
+        "model": settings.model.plain(),
+        "recipe": recipe.plain(),
+        "backbone": {"model": choice.model, "random": choice.random},
+    }
+    record = StageRecord(stage, name, params, [*inputs, *choice.inputs], distributed.describe(device))
+    task = Task(
+        stage, settings, recipe, experiment.compute, experiment.seed, data, val, val_images, masks, out, choice.digest
+    )
+    results = train_with(task, choice.load(experiment))
+    if results is None:
+        return None
+    write_results(out / "detections.json", results)
+    shutil.rmtree(out / "predictions", ignore_errors=True)
+    draw_predictions(val, results, val_images, out / "predictions", recipe.images_shown)
+    about = {"train": {"images": len(data.images), "skipped": data.skipped}, "val": {"images": len(val.images)}}
+    if stage == "coco":
+        return record.write(out / "metrics.json", *_coco_figures(val, results, out), data=about)
+    return _write_uavdt(experiment, record, val, out, about)
+
+
+def _coco(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path, list[Path]]:
+    data = experiment.data.coco
+    if data is None:
+        raise UserError("data.coco: the data set is not set; give at least data.coco.root=DIR")
+    root = Path(data.root)
+    paths = [root / data.train_annotations, root / data.val_annotations]
+    train, val = (read_annotations(path) for path in paths)
+    if train.categories != val.categories:
+        raise UserError(f"{paths[0]}: its categories differ from those of {paths[1]}; both need the same ids and names")
+    return train, root / data.train_images, val, root / data.val_images, paths
+
+
+def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path, list[Path]]:
+    data, recipe = experiment.data.uavdt, experiment.detection.uavdt
+    if data is None:
+        raise UserError("data.uavdt: the data set is not set; give at least data.uavdt.root=DIR")
+    assert isinstance(recipe, UavdtRecipeSettings)
+    frames, truth = Path(data.root) / data.frames, Path(data.root) / data.ground_truth
+    train_names, test_names = split_names(truth, "train"), split_names(truth, "test")
+    train, skipped = convert(frames, truth, train_names, recipe.stride, recipe.classes)
+    test, _ = convert(frames, truth, test_names, 1, recipe.classes)
+    for reason, count in skipped.items():
+        warn(f"{truth}: {count} {reason} skipped")
+    inputs = [truth / f"{name}_gt_whole.txt" for name in (*train_names, *test_names)]
+    return parse_annotations(train, truth), frames, parse_annotations(test, truth), frames, inputs
+
+
+def _coco_figures(val: Annotations, results: list[Record], out: Path) -> tuple[dict[str, float]]:
+    metrics: dict[str, float] = {}
+    for kind in ("bbox", "segm"):
+        metrics |= evaluate(val, results, kind, out / "detections.json").metrics(f"coco/{kind}")
+    return (metrics,)
+
+
+def _write_uavdt(
+    experiment: Experiment, record: StageRecord, val: Annotations, out: Path, about: Record
+) -> Mapping[str, Any]:
+    data = experiment.data.uavdt
+    assert data is not None
+    write_json(out / "test.json", val.dataset())
+    truth = read_sequences(Path(data.root) / data.ground_truth)
+    found, _ = read_detections(out / "detections.json", truth)
+    metrics, tables = uavdt_figures(truth, found, out / "detections.json")
+    return record.write(out / "metrics.json", metrics, **tables, data=about)
