@@ -38,6 +38,11 @@ class Video:
     first_mask: Path
 
 
+def split_list(root: Path, settings: DavisSettings) -> Path:
+    """Return the path of the split's list of sequences."""
+    return root / "ImageSets" / str(settings.year) / f"{settings.split}.txt"
+
+
 def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()) -> list[str]:
     """Return the names of the split's sequences, or those of ``only`` where it names any.
 
@@ -50,7 +55,7 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
         UserError: when the list is missing or empty, or a sequence is unknown.
     """
     root = require_folder(root, "DAVIS (JPEGImages, Annotations, ImageSets)")
-    path = root / "ImageSets" / settings.year / f"{settings.split}.txt"
+    path = split_list(root, settings)
     try:
         names = list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
     except FileNotFoundError:

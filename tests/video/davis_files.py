@@ -13,7 +13,7 @@ def write_mask(path, labels):
     image.save(path)
 
 
-def write_davis(root, sequences, split="val", year="2017", frames=None):
+def write_davis(root, sequences, split="val", year=2017, frames=None):
     """Write masks, frames (noise unless given) and the split's list; ``sequences`` is ``{name: label maps}``."""
     rng = np.random.default_rng(0)
     for name, masks in sequences.items():
@@ -23,7 +23,7 @@ def write_davis(root, sequences, split="val", year="2017", frames=None):
             folder.mkdir(parents=True, exist_ok=True)
             pixels = frames[name][index] if frames else rng.integers(0, 255, (*labels.shape, 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{index:05d}.jpg")
-    lists = root / "ImageSets" / year
+    lists = root / "ImageSets" / str(year)
     lists.mkdir(parents=True, exist_ok=True)
     (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in sequences))
     return root

@@ -98,10 +98,10 @@ def test_a_gap_in_the_first_masks_ids_counts_as_in_the_official_tool_with_a_warn
 
 def test_year_split_and_resolution_name_the_folders(tmp_path):
     truth = {"a": moving_discs(4, 1)}
-    root = write_davis(tmp_path / "davis", truth, split="train", year="2016")
+    root = write_davis(tmp_path / "davis", truth, split="train", year=2016)
     (root / "Annotations" / "480p").rename(root / "Annotations" / "Full-Resolution")
     masks = write_predictions(tmp_path / "masks", truth)
-    chosen = DavisSettings(split="train", year="2016", resolution="Full-Resolution")
+    chosen = DavisSettings(split="train", year=2016, resolution="Full-Resolution")
     assert evaluate(root, masks, chosen, processes=1).metrics["davis/J&F-Mean"] == 100
 
 

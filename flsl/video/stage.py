@@ -1,0 +1,167 @@
+"""The propagation stage: sequences to folders of masks and previews, each whole or absent, those done before kept."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import torch
+from PIL import Image
+
+from flsl.config.video import DavisSettings
+from flsl.data.scenes.davis import palette
+from flsl.model.backbone import Backbone
+from flsl.runtime.distributed import describe
+from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import StageRecord, writing
+from flsl.runtime.progress import bar, say, warn
+from flsl.video.previews import Previews
+from flsl.video.propagate import Segmented, copy_first_mask, segment
+from flsl.video.records import is_made, record_path
+from flsl.video.sequences import LabelMap, Video, open_video
+
+Segmenter: TypeAlias = Callable[[Video], Iterator[Segmented]]
+
+STAGE = "davis/propagate"
+_WRITERS = 2
+_WAITING = 16  # masks that may wait to be written
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where results go.
+
+    Attributes:
+        masks: folder of ``<sequence>/%05d.png``, indexed PNGs in DAVIS' layout.
+        previews: folder of ``<sequence>.gif``, ``<sequence>.jpg`` (contact sheet) and ``<sequence>.json`` (record).
+    """
+
+    masks: Path
+    previews: Path
+
+
+@dataclass(frozen=True)
+class Method:
+    """How masks are made: a function, the run's name, and all that its results depend on besides the sequence."""
+
+    segment: Segmenter
+    run: str
+    params: Mapping[str, Any]
+    device: str = "cpu"
+
+
+def by_encoder(backbone: Backbone, run: str, settings: DavisSettings, device: torch.device) -> Method:
+    """Return the method of propagating labels by an encoder's features; ``backbone`` is on ``device``."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    params = {**settings.protocol(), "encoder": backbone.name, "weights_sha256": digest.hexdigest()}
+    return Method(partial(segment, backbone=backbone, settings=settings, device=device), run, params, describe(device))
+
+
+def by_copying(run: str) -> Method:
+    """Return the baseline that repeats the first frame's mask."""
+    return Method(copy_first_mask, run, {"copy_first_mask": True})
+
+
+def propagate_sequences(
+    root: Path, names: Iterable[str], settings: DavisSettings, method: Method, outputs: Outputs, fresh: bool = False
+) -> None:
+    """Segment sequences and write their masks and previews; one that fails does not keep the others back.
+
+    Args:
+        root: DAVIS' folder.
+        names: the sequences.
+        settings: where they are found.
+        method: how masks are made.
+        outputs: where they go.
+        fresh: make again what an earlier call with equal settings and inputs has made.
+
+    Raises:
+        UserError: after the last sequence, naming those that failed and why.
+    """
+    failures: list[str] = []
+    for name in names:
+        try:
+            video = open_video(root, name, settings)
+            masks = [outputs.masks / name / f"{path.stem}.png" for path in video.frames]
+            record = record_path(outputs.previews, name)
+            if not fresh and is_made(record, method.run, method.params, _inputs(video), masks):
+                say(f"{name}: made before with these settings; kept")
+            else:
+                _segment(video, method, outputs)
+        except UserError as error:
+            failures.append(f"{name}: {error}")
+            warn(failures[-1])
+    if failures:
+        raise UserError(f"{len(failures)} sequence(s) failed: {'; '.join(failures)}")
+
+
+def _segment(video: Video, method: Method, outputs: Outputs) -> None:
+    record = StageRecord(STAGE, method.run, method.params, _inputs(video), method.device)
+    previews = Previews(len(video.frames))
+    final, path_of_record = outputs.masks / video.name, record_path(outputs.previews, video.name)
+    unfinished = outputs.masks / f".{video.name}.{uuid.uuid4().hex}.tmp"
+    with writing(outputs.masks):
+        for left in outputs.masks.glob(f".{video.name}.*.tmp"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            with bar(f"davis propagate {video.name}", len(video.frames)) as shown, _Writer() as writer:
+                for index, (path, found) in enumerate(zip(video.frames, method.segment(video), strict=True)):
+                    writer.write(unfinished / f"{path.stem}.png", found.labels)
+                    previews.add(index, found.picture, found.labels)
+                    shown.advance()
+            path_of_record.unlink(missing_ok=True)
+            if final.exists():
+                shutil.rmtree(final)
+            unfinished.rename(final)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+    previews.write(outputs.previews, video.name)
+    # last, so that a record says that all of the sequence is there
+    record.write(path_of_record, {"frames": len(video.frames)})
+
+
+def _inputs(video: Video) -> list[Path]:
+    return [video.first_mask, *video.frames]
+
+
+class _Writer:
+    """Writes masks as indexed PNGs on threads, while the next ones are made."""
+
+    def __enter__(self) -> _Writer:
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self._waiting: deque[Future[None]] = deque()
+        return self
+
+    def write(self, path: Path, labels: LabelMap) -> None:
+        self._waiting.append(self._pool.submit(write_mask, path, labels))
+        if len(self._waiting) > _WAITING:
+            self._waiting.popleft().result()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for future in self._waiting:
+                future.result()
+
+
+def write_mask(path: Path, labels: LabelMap) -> None:
+    """Write a label map (height, width) as an indexed PNG with DAVIS' palette of 256 colours."""
+    image = Image.fromarray(labels)
+    image.putpalette(palette())
+    image.save(path, format="PNG")

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from davis_files import moving_discs, write_davis, write_mask
+from PIL import Image
+
+from flsl.cli import main
+from flsl.config.video import DavisSettings
+from flsl.runtime.errors import UserError
+from flsl.video.previews import Previews, overlay
+from flsl.video.propagate import copy_first_mask
+from flsl.video.stage import Method, Outputs, by_copying, by_encoder, propagate_sequences
+from flsl.video.stage import write_mask as save
+
+TINY = ["pretrain.encoder.patch_size=8", "pretrain.encoder.width=32", "pretrain.encoder.depth=1"]
+TINY += ["pretrain.encoder.heads=2", "davis.size=48", "davis.multiple=8", "davis.radius=3", "compute.device=cpu"]
+
+
+@pytest.fixture
+def davis(tmp_path):
+    sequences = {
+        "one": moving_discs(5, 2, (52, 90)),
+        "two": moving_discs(9, 1, (48, 60)),
+        "single": moving_discs(1, 1),
+    }
+    return write_davis(tmp_path / "davis", sequences)
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return Outputs(tmp_path / "masks", tmp_path / "previews")
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_masks_are_indexed_pngs_of_256_colours_that_keep_every_id(tmp_path):
+    labels = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    save(tmp_path / "mask.png", labels)
+    with Image.open(tmp_path / "mask.png") as image:
+        assert image.mode == "P"
+        assert (np.asarray(image) == labels).all()
+        palette = np.array(image.getpalette()).reshape(256, 3)
+    # DAVIS' palette is PASCAL VOC's
+    assert palette[[0, 1, 2, 3, 8, 255]].tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [64, 0, 0], [224, 224, 192]
+    ]  # fmt: skip
+
+
+def test_each_sequence_gets_masks_animation_contact_sheet_and_record(davis, outputs):
+    propagate_sequences(davis, ["one", "two", "single"], DavisSettings(), by_copying("copy"), outputs)
+    assert listing(outputs.masks / "one") == [f"{index:05d}.png" for index in range(5)]
+    assert sorted(path.name for path in outputs.masks.iterdir()) == ["one", "single", "two"]
+    with Image.open(outputs.masks / "one" / "00003.png") as mask:
+        assert mask.size == (90, 52)
+        assert (np.asarray(mask) == moving_discs(1, 2, (52, 90))[0]).all()
+    for name, frames in (("one", 5), ("two", 9), ("single", 1)):
+        with Image.open(outputs.previews / f"{name}.gif") as animation:
+            assert animation.n_frames == frames
+            assert max(animation.size) == 320
+        with Image.open(outputs.previews / f"{name}.jpg") as sheet:
+            assert sheet.width == 320 * min(4, frames)
+        assert json.loads((outputs.previews / f"{name}.json").read_text())["metrics"] == {"frames": frames}
+
+
+def test_previews_of_long_sequences_show_evenly_spaced_frames(tmp_path):
+    previews = Previews(101)
+    for index in range(101):
+        labels = np.full((24, 32), index % 2, np.uint8)
+        previews.add(index, Image.new("RGB", (32, 24), (2 * index, 0, 0)), labels)
+    previews.write(tmp_path, "long")
+    with Image.open(tmp_path / "long.gif") as animation:
+        assert animation.n_frames == 40
+        assert np.asarray(animation.convert("RGB")).max() == 0  # the first frame
+        animation.seek(39)
+        assert np.asarray(animation.convert("RGB"))[..., 0].max() == 200  # and the last one
+    with Image.open(tmp_path / "long.jpg") as sheet:
+        assert sheet.size == (4 * 32, 2 * 24)
+
+
+def test_an_overlay_tints_objects_and_leaves_the_background():
+    labels = np.zeros((20, 30), np.uint8)
+    labels[:, 15:] = 1
+    shown = np.asarray(overlay(Image.new("RGB", (60, 40), (100, 100, 100)), labels))
+    assert (shown[:, :29] == 100).all()
+    assert (shown[:, 29] == 255).all()
+    assert shown[5, 40].tolist() == [177, 50, 50]
+
+
+def counting(run, params):
+    made = []
+
+    def method(video):
+        made.append(video.name)
+        return copy_first_mask(video)
+
+    return Method(method, run, params), made
+
+
+def test_what_was_made_with_equal_settings_and_inputs_is_kept(davis, outputs):
+    def make(run="a", size=1, **kwargs):
+        method, made = counting(run, {"size": size})
+        propagate_sequences(davis, ["one"], DavisSettings(), method, outputs, **kwargs)
+        return made
+
+    assert make() == ["one"]
+    assert make() == []
+    assert make(fresh=True) == ["one"]
+    assert make(size=2) == ["one"]
+    assert make(size=2, run="b") == ["one"]
+    (outputs.masks / "one" / "00002.png").unlink()
+    assert make(size=2, run="b") == ["one"]
+    Image.new("RGB", (90, 52)).save(davis / "JPEGImages/480p/one/00001.jpg")
+    assert make(size=2, run="b") == ["one"]
+    (outputs.previews / "one.json").write_text("{")
+    assert make(size=2, run="b") == ["one"]
+    assert make(size=2, run="b") == []
+
+
+def test_a_sequence_that_fails_leaves_nothing_behind_and_the_others_whole(davis, outputs):
+    (davis / "JPEGImages/480p/two/00005.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"1 sequence\(s\) failed: two: .*00005\.jpg"):
+        propagate_sequences(davis, ["two", "one"], DavisSettings(), by_copying("copy"), outputs)
+    assert listing(outputs.masks) == ["one", *(f"one/{index:05d}.png" for index in range(5))]
+    assert listing(outputs.previews) == ["one.gif", "one.jpg", "one.json"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(davis, outputs):
+    (outputs.masks / ".one.0123.tmp").mkdir(parents=True)
+    propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+    assert [path.name for path in outputs.masks.iterdir()] == ["one"]
+
+
+def test_other_weights_are_another_method():
+    class Stub(torch.nn.Linear):
+        name = "stub"
+
+    first, second = (by_encoder(Stub(2, 2), "run", DavisSettings(), torch.device("cpu")) for _ in range(2))
+    assert first.params["weights_sha256"] != second.params["weights_sha256"]
+    assert first.params["radius"] == 12
+    assert "batch_size" not in first.params
+
+
+def run(*arguments):
+    return main(["davis", *map(str, arguments)])
+
+
+def test_the_commands_propagate_and_evaluate(davis, tmp_path, capsys):
+    (davis / "ImageSets/2017/val.txt").write_text("one\ntwo\n")
+    masks, out = tmp_path / "run" / "masks", tmp_path / "run" / "metrics.json"
+    assert run("propagate", "--davis", davis, "--random-init", "--out", masks, *TINY) == 0
+    assert run("evaluate", "--davis", davis, "--masks", masks, "--out", out, "--jobs", 1) == 0
+    record = json.loads(out.read_text())
+    assert record["stage"] == "davis"
+    assert set(record["metrics"]) == {"davis/J&F-Mean"} | {
+        f"davis/{measure}-{statistic}" for measure in "JF" for statistic in ("Mean", "Recall", "Decay")
+    }
+    assert [(row["sequence"], row["objects"]) for row in record["sequences"]] == [("one", 2), ("two", 1)]
+    assert (record["params"]["radius"], record["params"]["split"]) == (3, "val")  # what propagate was told
+    assert "davis/J&F-Mean\t" in capsys.readouterr().out
+
+
+def test_splits_years_and_sequences_are_chosen_on_the_command_line(davis, tmp_path):
+    (davis / "ImageSets/2016").mkdir()
+    (davis / "ImageSets/2016/test-dev.txt").write_text("one\nsingle\n")
+    for path in sorted((davis / "Annotations/480p/one").iterdir())[1:]:
+        path.unlink()
+    chosen = ["--davis", davis, "--split", "test-dev", "--year", 2016]
+    assert run("propagate", *chosen, "--copy-first-mask", "--out", tmp_path / "a" / "masks") == 0
+    assert [path.name for path in sorted((tmp_path / "a" / "masks").iterdir())] == ["one", "single"]
+    assert (
+        run("propagate", *chosen, "--copy-first-mask", "--out", tmp_path / "b" / "m", "--sequences", "one", *TINY) == 0
+    )
+    assert [path.name for path in (tmp_path / "b" / "m").iterdir()] == ["one"]
+
+
+def test_masks_made_with_several_settings_are_not_evaluated_together(davis, tmp_path, capsys):
+    masks = tmp_path / "masks"
+    common = ["propagate", "--davis", davis, "--out", masks, "--random-init", *TINY]
+    assert run(*common, "--sequences", "one") == 0
+    assert run(*common, "--sequences", "two", "davis.radius=2") == 0
+    out = tmp_path / "metrics.json"
+    assert run("evaluate", "--davis", davis, "--masks", masks, "--out", out, "--sequences", "one", "two") == 2
+    assert "made with radius 2, other sequences with 3" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["propagate", "--out", "m", "--copy-first-mask"], "--davis: name the folder"),
+        (["propagate", "--davis", "nowhere", "--out", "m", "--copy-first-mask"], "nowhere: no such folder"),
+        (["propagate", "--davis", "D", "--out", "m"], "--backbone: name the encoder"),
+        (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--random-init"], "needs no encoder"),
+        (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--sequences", "oen"], "did you mean 'one'"),
+        (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--sequences", "../one"], "leaves"),
+        (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--split", "dev"], "there is val"),
+        (["propagate", "--davis", "D", "--out", "m", "--backbone", "b.safetensors"], "b.safetensors: no such file"),
+        (["evaluate", "--davis", "D", "--masks", "m", "--out", "o.json"], "m/one: no such folder"),
+        (["evaluate", "--davis", "D", "--masks", "m", "--out", "o.json", "davis.radius=0"], "davis.radius"),
+    ],
+)
+def test_the_users_mistakes_are_one_line_and_exit_code_2(davis, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(davis.parent)
+    davis.rename(davis.parent / "D")
+    assert main(["davis", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("flsl: error: ")
+    assert message in error[-1]
+    assert not (davis.parent / "m").exists()
+
+
+def test_an_empty_first_mask_is_named_by_the_command(davis, tmp_path, capsys):
+    write_mask(davis / "Annotations/480p/one/00000.png", np.zeros((52, 90)))
+    arguments = ["propagate", "--davis", davis, "--random-init", "--out", tmp_path / "m", "--sequences", "one", *TINY]
+    assert run(*arguments) == 2
+    assert "00000.png: the first mask is empty" in capsys.readouterr().err
