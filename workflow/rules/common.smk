@@ -1,7 +1,8 @@
 # From config to params, inputs and places: the one room where rules look up settings.
 import json
+import os
 import re
-import shlex
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,10 @@ if "project" not in config and "extends" not in config:
     configfile: "config/demo.yaml"
 
 
-FLSL = f"{shlex.quote(sys.executable)} -m flsl"
-SOURCE = (
-    Path(workflow.configfiles[-1]) if workflow.configfiles else Path("config/demo.yaml")
-)
+# a snakemake that is called by its path finds the flsl that was installed beside it
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+
+SOURCE = Path(workflow.configfiles[-1]) if workflow.configfiles else Path("config/demo.yaml")
 
 try:
     EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE))
@@ -56,10 +57,7 @@ def settings_of(*sections):
 
 def as_arguments(settings, prefix=""):
     """Return plain settings as the `setting=value` arguments of the flsl command."""
-    return [
-        f"{prefix}{name}={json.dumps(value, sort_keys=True)}"
-        for name, value in settings.items()
-    ]
+    return [f"{prefix}{name}={json.dumps(value, sort_keys=True)}" for name, value in settings.items()]
 
 
 def larger(amount):
@@ -72,24 +70,46 @@ def alternatives(names):
     return "|".join(re.escape(name) for name in names) or "(?!)"
 
 
+def scenes_record(wildcards=None):
+    """Return the made data's record, where the experiment makes its data."""
+    scenes = EXPERIMENT.data.scenes
+    return [f"{scenes.root}/scenes.json"] if scenes is not None else []
+
+
+def dataset_settings(wildcards):
+    """Return the data set's settings as arguments."""
+    return as_arguments(
+        {wildcards.dataset: getattr(EXPERIMENT.data, wildcards.dataset).plain()},
+        "data.",
+    )
+
+
+@cache
+def dataset_revision(dataset):
+    """Return a value that changes when the data set's content changes, not when its files are only touched."""
+    return revision(getattr(EXPERIMENT.data, dataset), project(f"data/{dataset}"))
+
+
+def all_metrics(wildcards=None):
+    """Return every figure file of the project."""
+    return [
+        project(f"runs/{run}/{stage}/metrics.json")
+        for run in RUNS + BASELINES
+        for stage in ("pretrain", *EXPERIMENT.stages)
+    ]
+
+
+def track_arguments():
+    """Return the arguments of `flsl track sync`; a store that is down is a warning there, not an error."""
+    uri = EXPERIMENT.tracking.uri
+    return [
+        "--best-effort",
+        "--project-folder",
+        project("").rstrip("/"),
+        *([] if uri is None else ["--uri", uri]),
+    ]
+
+
 wildcard_constraints:
     run=alternatives(RUNS + BASELINES),
     dataset="images|coco|uavdt|davis",
-
-
-# A run's whole settings, for the stages to read. The stages take this file as `ancient`: it changes with any setting,
-# and their params, not its time, say what concerns them.
-rule run_config:
-    output:
-        project("runs/{run}/config.yaml"),
-    log:
-        log_of("config"),
-    localrule: True
-    params:
-        settings=lambda wildcards: as_arguments(
-            RESOLVED.get(wildcards.run, EXPERIMENT).plain()
-        ),
-    message:
-        "Settings of {wildcards.run}"
-    shell:
-        "{FLSL} config {params.settings:q} --out {output:q} > {log:q} 2>&1"

@@ -1,4 +1,22 @@
-# FLSL pretraining, and the baselines that are evaluated beside it.
+# The settings of each run, FLSL pretraining, and the baselines that are evaluated beside it.
+
+
+# A run's whole settings, for the stages to read. The stages take this file as `ancient`: it changes with any setting,
+# and their params, not its time, say what concerns them.
+rule run_config:
+    output:
+        project("runs/{run}/config.yaml"),
+    log:
+        log_of("config"),
+    localrule: True
+    conda:
+        "../../envs/flsl.yaml"
+    params:
+        settings=lambda wildcards: as_arguments(RESOLVED.get(wildcards.run, EXPERIMENT).plain()),
+    message:
+        "Settings of {wildcards.run}"
+    shell:
+        "flsl config {params.settings:q} --out {output:q} > {log:q} 2>&1"
 
 
 # The newest checkpoints and history.jsonl are no outputs: snakemake removes outputs before it starts a job, and a job
@@ -22,6 +40,8 @@ rule pretrain:
         project("benchmarks/{run}/pretrain.tsv")
     wildcard_constraints:
         run=alternatives(RUNS),
+    conda:
+        "../../envs/flsl.yaml"
     threads: 8
     resources:
         mem_mb=larger(16000),
@@ -34,7 +54,7 @@ rule pretrain:
     message:
         "Pretraining {wildcards.run}; its progress is in {log}"
     shell:
-        "{FLSL} pretrain --config {input.config:q} --name {wildcards.run:q} --images {params.images:q} "
+        "flsl pretrain --config {input.config:q} --name {wildcards.run:q} --images {params.images:q} "
         "--out {params.folder:q} 2>&1 | tee {log:q}"
 
 
@@ -48,6 +68,8 @@ rule baseline:
         log_of("baseline"),
     wildcard_constraints:
         run=alternatives(BASELINES),
+    conda:
+        "../../envs/flsl.yaml"
     resources:
         mem_mb=larger(4000),
         runtime=larger(30),
@@ -69,4 +91,4 @@ rule baseline:
     message:
         "Baseline {wildcards.run}"
     shell:
-        "{FLSL} baseline --config {input.config:q} --name {wildcards.run:q} --out {params.folder:q} > {log:q} 2>&1"
+        "flsl baseline --config {input.config:q} --name {wildcards.run:q} --out {params.folder:q} > {log:q} 2>&1"

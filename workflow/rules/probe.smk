@@ -14,6 +14,8 @@ rule features:
         log_of("features"),
     benchmark:
         project("benchmarks/{run}/features.tsv")
+    conda:
+        "../../envs/flsl.yaml"
     threads: 8
     resources:
         mem_mb=larger(8000),
@@ -26,7 +28,7 @@ rule features:
     message:
         "Features of {wildcards.run}"
     shell:
-        "{FLSL} features --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "flsl features --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
         "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
@@ -46,6 +48,8 @@ rule knn:
         log_of("knn"),
     benchmark:
         project("benchmarks/{run}/knn.tsv")
+    conda:
+        "../../envs/flsl.yaml"
     threads: 8
     resources:
         mem_mb=larger(8000),
@@ -58,7 +62,7 @@ rule knn:
     message:
         "k-NN of {wildcards.run}"
     shell:
-        "{FLSL} knn --config {input.config:q} --name {wildcards.run:q} --features {params.features:q} "
+        "flsl knn --config {input.config:q} --name {wildcards.run:q} --features {params.features:q} "
         "--out {params.folder:q} > {log:q} 2>&1"
 
 
@@ -78,6 +82,8 @@ rule linear:
         log_of("linear"),
     benchmark:
         project("benchmarks/{run}/linear.tsv")
+    conda:
+        "../../envs/flsl.yaml"
     threads: 8
     resources:
         mem_mb=larger(8000),
@@ -90,7 +96,7 @@ rule linear:
     message:
         "Linear probes of {wildcards.run}"
     shell:
-        "{FLSL} linear --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "flsl linear --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
         "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
@@ -110,6 +116,8 @@ rule aligned_knn:
         log_of("aligned_knn"),
     benchmark:
         project("benchmarks/{run}/aligned_knn.tsv")
+    conda:
+        "../../envs/flsl.yaml"
     threads: 8
     resources:
         mem_mb=larger(8000),
@@ -122,5 +130,5 @@ rule aligned_knn:
     message:
         "bbox-aligned k-NN of {wildcards.run}"
     shell:
-        "{FLSL} aligned-knn --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "flsl aligned-knn --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
         "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"

@@ -1,34 +1,23 @@
 # What people look at: the summary, figures, and MLflow brought to what the files say.
 
 
-def all_metrics(wildcards=None):
-    """Return every figure file of the project."""
-    return [
-        project(f"runs/{run}/{stage}/metrics.json")
-        for run in RUNS + BASELINES
-        for stage in ("pretrain", *EXPERIMENT.stages)
-    ]
-
-
 rule summary:
     input:
         all_metrics,
     output:
-        markdown=report(
-            project("summary.md"), category="Summary", caption="../report/summary.rst"
-        ),
-        csv=report(
-            project("summary.csv"), category="Summary", caption="../report/summary.rst"
-        ),
+        markdown=report(project("summary.md"), category="Summary", caption="../report/summary.rst"),
+        csv=report(project("summary.csv"), category="Summary", caption="../report/summary.rst"),
     log:
         project("logs/summary.log"),
     localrule: True
+    conda:
+        "../../envs/flsl.yaml"
     params:
         folder=subpath(output.csv, parent=True),
     message:
         "Summary of all runs"
     shell:
-        "{FLSL} report summary --project-folder {params.folder:q} --out-md {output.markdown:q} "
+        "flsl report summary --project-folder {params.folder:q} --out-md {output.markdown:q} "
         "--out-csv {output.csv:q} > {log:q} 2>&1"
 
 
@@ -44,12 +33,14 @@ rule curves:
     log:
         project("logs/curves.log"),
     localrule: True
+    conda:
+        "../../envs/flsl.yaml"
     params:
         folder=subpath(output[0], parent=True),
     message:
         "Training curves"
     shell:
-        "{FLSL} report curves --project-folder {params.folder:q} --out {output:q} > {log:q} 2>&1"
+        "flsl report curves --project-folder {params.folder:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule bars:
@@ -60,17 +51,14 @@ rule bars:
     log:
         project("logs/bars.log"),
     localrule: True
+    conda:
+        "../../envs/flsl.yaml"
     params:
         folder=subpath(output[0], parent=True),
     message:
         "Chart of all runs"
     shell:
-        "{FLSL} report bars --project-folder {params.folder:q} --out {output:q} > {log:q} 2>&1"
-
-
-TRACK = f"{FLSL} track sync --best-effort --project-folder {shlex.quote(project('').rstrip('/'))}"
-if EXPERIMENT.tracking.uri is not None:
-    TRACK += f" --uri {shlex.quote(EXPERIMENT.tracking.uri)}"
+        "flsl report bars --project-folder {params.folder:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule track:
@@ -79,13 +67,19 @@ rule track:
         project("curves.png"),
     output:
         project("tracked.txt"),
+    log:
+        project("logs/track.log"),
     localrule: True
+    conda:
+        "../../envs/flsl.yaml"
+    params:
+        arguments=track_arguments(),
     message:
         "Bringing MLflow to what the files say"
     shell:
-        "{TRACK} 2>&1 | tee {output:q}"
+        "flsl track sync {params.arguments:q} 2> {log:q} | tee {output:q}"
 
 
 onerror:
     # what did succeed is to be seen as well
-    shell("{TRACK} || true")
+    subprocess.run(["flsl", "track", "sync", *track_arguments()])
