@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flsl.runtime.errors import UserError
@@ -18,6 +17,7 @@ from flsl.runtime.progress import bar
 
 _QUERIES = 256  # a chunk: enough for a full-speed matrix product, few enough for long chunks of the bank
 _SLICES = 8  # rows with ties are settled a slice of a chunk at a time, as that takes several bytes a similarity
+_LEAST_LENGTH = 1e-12  # of a row of zeros, whose cosine with anything is 0
 TOP = 5  # predictions kept a query
 
 
@@ -85,11 +85,13 @@ def _chunk_sizes(queries: int, bank: int, width: int, memory_mb: int) -> tuple[i
 def _chunks(features: Tensor, size: int, device: torch.device, cosine: bool) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(features), size):
         chunk = features[start : start + size].to(device, torch.float32)
-        finite = chunk.isfinite().all(1)
+        # a row's length is finite only if the row is: this spares a pass over all numbers
+        lengths = torch.linalg.vector_norm(chunk, dim=1, keepdim=True)
+        finite = lengths.isfinite()
         if not finite.all():
-            row = start + int(finite.logical_not().nonzero()[0])
+            row = start + int(finite.logical_not().nonzero()[0, 0])
             raise UserError(f"features: row {row} is not finite (NaN or infinity); the encoder has diverged")
-        yield start, F.normalize(chunk, dim=1) if cosine else chunk
+        yield start, chunk / lengths.clamp_min(_LEAST_LENGTH) if cosine else chunk
 
 
 def _row_top(similarities: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flsl.config.experiment import Experiment
 from flsl.model.backbone import Backbone, load_backbone
-from flsl.model.vit import build_encoder
+from flsl.model.vit import build_encoder, timm_arguments
 from flsl.runtime.errors import UserError
 
 
@@ -74,9 +74,8 @@ class EncoderChoice:
             torch.manual_seed(experiment.seed)
             if self.model is not None:
                 return load_backbone(None, self.model, experiment.features.crop, pretrained=False)
-            settings = experiment.pretrain.encoder
-            vit = build_encoder(settings, experiment.pretrain.views.teacher_size)
-            return Backbone(vit, settings.name)
+            settings, size = experiment.pretrain.encoder, experiment.pretrain.views.teacher_size
+            return Backbone(build_encoder(settings, size), *timm_arguments(settings, size))
 
 
 def feature_function(

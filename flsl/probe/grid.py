@@ -32,7 +32,7 @@ class Probe:
 
 
 class _Group:
-    """The probes of one feature choice: weights (D, G, classes), biases (G, classes), and their momenta."""
+    """The probes of one feature choice: weights (D, G, classes), biases (G, classes), and momenta times rates."""
 
     def __init__(self, width: int, rates: Tensor, classes: int, generator: torch.Generator) -> None:
         # all start from equal weights, so that they differ in nothing but the learning rate
@@ -54,16 +54,15 @@ class _Group:
         target = labels[:, None, None].expand(-1, logits.shape[1], 1)
         losses = (level - logits.gather(2, target))[..., 0].mean(0)
         # the gradient of the mean cross-entropy: softmax less one at the label
-        gradient = logits.sub_(level).exp_().scatter_add_(2, target, -torch.ones_like(level)).div_(len(features))
-        weight_gradient = torch.mm(features.T, gradient.flatten(1)).view_as(self.weight)
-        for value, momentum, slope in (
-            (self.weight, self.weight_momentum, weight_gradient),
-            (self.bias, self.bias_momentum, gradient.sum(0)),
-        ):
+        gradient = logits.sub_(level).exp_().scatter_add_(2, target, -torch.ones_like(level))
+        # momenta hold rate × momentum: scaling this small tensor leaves two passes over the weights, none a broadcast
+        gradient.mul_(self.rates / len(features))
+        self.weight_momentum.flatten(1).addmm_(features.T, gradient.flatten(1), beta=MOMENTUM)
+        self.bias_momentum.mul_(MOMENTUM).add_(gradient.sum(0))
+        for value, momentum in ((self.weight, self.weight_momentum), (self.bias, self.bias_momentum)):
             if decay:
-                slope = slope.add_(value, alpha=decay)
-            momentum.mul_(MOMENTUM).add_(slope)
-            value.addcmul_(momentum, self.rates, value=-factor)
+                momentum.addcmul_(value, self.rates, value=decay)
+            value.sub_(momentum, alpha=factor)
         return losses
 
 

@@ -155,7 +155,7 @@ def test_reading_refuses_what_is_no_whole_feature_file(tmp_path: Path) -> None:
         read_features(path)
     with feature_file(path, (2, 1, 2), torch.arange(2), ["a", "b"], ["p", "q"], {}) as append:
         append(torch.tensor([[[1.0, 2.0]], [[1.0, torch.nan]]]))
-    with pytest.raises(UserError, match="^q: the encoder's features of this image are not finite"):
+    with pytest.raises(UserError, match=r"^q: the encoder's features of this image are not finite"):
         read_features(path)
-    with pytest.raises(UserError, match="holds features of 1 blocks where 3 are needed; set features.blocks=3"):
+    with pytest.raises(UserError, match=r"holds features of 1 blocks where 3 are needed; set features\.blocks=3"):
         read_features(path, blocks=3)
