@@ -42,6 +42,7 @@ from flsl.video.sequences import (
 )
 
 _FRAMES_A_PIECE = 16  # pieces, not whole sequences, so that long and short ones fill the processes alike
+_FRAMES_A_PROCESS = 200  # a process takes about as long to start as to measure these
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def evaluate(
         masks: folder of the predicted masks, ``<sequence>/%05d.png``.
         settings: year, split and resolution.
         only: sequences to evaluate; empty takes the split's.
-        processes: number of processes; 0 takes one a processor.
+        processes: number of processes at most; 0 takes one a processor.
 
     Raises:
         UserError: for masks that are missing, unreadable, or of another size than the annotations.
@@ -97,7 +98,8 @@ def evaluate(
     names = sequence_names(root, settings, only)
     pieces = [piece for name in names for piece in _pieces(root, masks, name, settings)]
     measured: dict[str, list[_Measured]] = {name: [] for name in names}
-    with _mapping(min(processes or _processors(), len(pieces))) as mapping:
+    worth = 1 + sum(len(piece.truth) for piece in pieces) // _FRAMES_A_PROCESS
+    with _mapping(min(processes or _processors(), worth)) as mapping:
         results = track(mapping(_measure, pieces), "davis evaluate", len(pieces))
         for piece, result in zip(pieces, results, strict=True):
             measured[piece.sequence].append(result)

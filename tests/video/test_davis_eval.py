@@ -12,6 +12,7 @@ from PIL import Image
 
 from flsl.config.video import DavisSettings
 from flsl.runtime.errors import UserError
+from flsl.video import davis_eval
 from flsl.video.davis_eval import evaluate
 
 
@@ -61,7 +62,8 @@ def test_figures_equal_the_literal_reference_on_any_masks(tmp_path, seed, frames
     )
 
 
-def test_a_long_sequence_is_the_same_in_pieces_over_processes(tmp_path):
+def test_a_long_sequence_is_the_same_in_pieces_over_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(davis_eval, "_FRAMES_A_PROCESS", 10)
     truth = {"long": moving_discs(41, 2, (20, 30), radius=5), "short": moving_discs(3, 1, (20, 30), radius=5)}
     predictions = {name: damaged(masks, 5) for name, masks in truth.items()}
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", predictions)
@@ -176,7 +178,8 @@ def test_an_unknown_sequence_is_refused_with_the_nearest_name(tmp_path):
         evaluate(root, masks, DavisSettings(), only=["blackswam"])
 
 
-def test_a_fault_in_another_process_reaches_the_user(tmp_path):
+def test_a_fault_in_another_process_reaches_the_user(tmp_path, monkeypatch):
+    monkeypatch.setattr(davis_eval, "_FRAMES_A_PROCESS", 10)
     truth = {"a": moving_discs(40, 1, (20, 30))}
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
     write_mask(masks / "a" / "00030.png", np.zeros((5, 5)))
