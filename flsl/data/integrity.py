@@ -49,9 +49,9 @@ class Inspection(NamedTuple):
 def inspect(path: Path, holds: Holds, decode: bool = False) -> Inspection:
     """Look at one file; this never raises for what is wrong with the file.
 
-    The bytes are read once, for the digest. Then an image's header is parsed, and a JPEG is taken as whole if it ends
-    in the end-of-image marker, a PNG if the checksums of all its chunks hold; everything else that could be damaged is
-    decided by decoding it. ``decode`` decodes every image as training will.
+    The bytes are read once, for the digest. Then an image's header is parsed, and a JPEG is taken as whole if the
+    end-of-image marker follows its pixels, a PNG if the checksums of all its chunks hold up to its end; other formats
+    are rare and decoded. ``decode`` also decodes every image as training will: that finds damage in the middle.
     """
     try:
         with path.open("rb") as stream:
@@ -74,17 +74,24 @@ def _look(data: bytes, holds: Holds, decode: bool) -> tuple[int, int, str, str, 
     if not data:
         return 0, 0, "", "", "empty file", ""
     try:
-        with open_image(BytesIO(data)) as image:
+        stream = BytesIO(data)
+        with open_image(stream) as image:
             width, height, mode, format_ = *image.size, image.mode, image.format or ""
-            ids = ""
-            status = OK
+            status, ids = OK, ""
             try:
                 if holds == "masks":
                     ids = _mask_ids(image)
-                elif not decode and mode != "F" and format_ == "PNG":
+                elif format_ == "JPEG":
+                    # Pillow stopped where the coded pixels begin; in these the marker cannot occur by chance
+                    if data.find(_JPEG_END, stream.tell()) < 0:
+                        raise EOFError("no end-of-image marker")
+                elif format_ == "PNG":
                     image.verify()
-                elif decode or format_ != "JPEG" or not data.endswith(_JPEG_END):
+                else:
                     to_rgb(image)
+                if decode and holds == "images":
+                    with open_image(BytesIO(data)) as again:  # a verified PNG cannot be decoded any more
+                        to_rgb(again)
             except Exception as error:  # whatever a decoder of damaged bytes may raise
                 status = reason(error)
             return width, height, mode, format_, status, ids

@@ -229,7 +229,8 @@ def _list_folder(root: Path, folder: _Folder) -> tuple[Listing, list[_Folder]]:
                 continue
             info = child.stat()
         except OSError as error:
-            add(path, 0, 0, "a link to nothing" if child.is_symlink() else f"cannot be read ({error.strerror})")
+            gone = isinstance(error, FileNotFoundError)  # what a link names, as the folder has just named the link
+            add(path, 0, 0, "a link to nothing" if gone else f"cannot be read ({error.strerror})")
             continue
         add(path, info.st_size, info.st_mtime_ns, _problem(source, child.name, info.st_mode))
     return listing, inner

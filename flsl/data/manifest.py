@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flsl.data.files import Row, content_sha256, inspect_all, is_settled, read_cache, shown, write_rows
+from flsl.data.files import FILES, Row, content_sha256, inspect_all, is_settled, read_cache, shown, write_rows
 from flsl.data.listing import KindSettings, Listing, folder_facts, list_files
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json, write_json
@@ -80,6 +80,8 @@ def revision(settings: KindSettings, folder: Path | str) -> str:
     root = Path(settings.root)
     if settings.watch == "off" or not root.is_dir():
         return stored
+    if not (folder / FILES).exists():
+        return _another(stored)
     listing = _unchanged(settings, root, folder, manifest["content_sha256"])
     if listing is None:
         return stored
