@@ -65,8 +65,8 @@ def build_encoder(settings: EncoderSettings, image_size: int, drop_path: float =
         )
     if settings.position == "sincos":
         _fix_positions(encoder, settings.position_strength)
-    rates = torch.linspace(0, drop_path, len(encoder.blocks)).tolist()
-    for block, rate in zip(encoder.blocks, rates, strict=True):
+    for index, block in enumerate(encoder.blocks):
+        rate = drop_path * index / max(1, len(encoder.blocks) - 1)
         if rate > 0:
             block.drop_path1, block.drop_path2 = SampledDropPath(rate), SampledDropPath(rate)
     return encoder
