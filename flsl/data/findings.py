@@ -119,7 +119,7 @@ def _duplicate_notes(images: Sequence[Row]) -> list[str]:
     across: list[str] = []
     for row in images:
         twin = first.setdefault(row.digest, row)
-        if twin is not row:
+        if twin is not row and not row.ids:  # masks of nothing are equal, rightly
             (equal if twin.split == row.split else across).append(f"{row.path} = {twin.path}")
     return [
         f"{len(found)} image(s) have the same bytes as another {where}, e.g. {found[0]}"

@@ -524,3 +524,29 @@ def test_manifest_imports_neither_torch_nor_pandas() -> None:
     code = "import sys, flsl.data.manifest; print({'torch', 'pandas', 'torchvision'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# ---- real samples
+
+
+@pytest.mark.real
+def test_real_imagenet_sample_has_no_val(real_data: Path, tmp_path: Path) -> None:
+    root = real_data / "imagenet"
+    with pytest.raises(UserError, match=r"val: no such folder; .*set data\.images\.val=null"):
+        _check(root, tmp_path / "out")
+    manifest = _check(root, tmp_path / "out", val=None, decode=True)
+    assert manifest["quarantined"]["count"] == manifest["inconsistencies"]["count"] == 0
+    assert manifest["classes"]["count"] == manifest["files"] == 110
+    assert manifest["modes"] == {"L": 4, "RGB": 106}
+    assert "train/n02966687/n02966687_carpenter's_kit.JPEG" in ImageSet.from_manifest(tmp_path / "out", "train").paths
+
+
+@pytest.mark.real
+def test_real_cifar_sample(real_data: Path, tmp_path: Path) -> None:
+    manifest = _check(real_data / "cifar10", tmp_path / "out", val="test", decode=True)
+    assert manifest["quarantined"]["count"] == manifest["inconsistencies"]["count"] == 0
+    assert {name: split["ok"] for name, split in manifest["splits"].items()} == {"train": 1000, "val": 400}
+    assert all(counts == {"train": 100, "val": 40} for counts in manifest["classes"]["listed"].values())
+    for split, folder in (("train", "train"), ("val", "test")):
+        ours, theirs = ImageSet.from_manifest(tmp_path / "out", split), ImageFolder(str(real_data / "cifar10" / folder))
+        assert list(zip(map(str, map(ours.path, range(len(ours)))), ours.labels, strict=True)) == theirs.samples
