@@ -105,7 +105,10 @@ class Results:
                 "content_sha256": "ab" * 32,
                 "files": 120,
                 "bytes": 3_400_000,
-                "splits": {"train": {"files": 100, "ok": 99, "images": 99}, "val": {"files": 20, "ok": 20, "images": 20}},
+                "splits": {
+                    "train": {"files": 100, "ok": 99, "images": 99},
+                    "val": {"files": 20, "ok": 20, "images": 20},
+                },
                 "image_sizes": {"min": [48, 48], "median": [48.0, 48.0], "max": [48, 48]},
                 "classes": {"count": 10},
                 "quarantined": {"count": 1, "first": [{"path": "train/a/3.jpg", "reason": "truncated"}]},

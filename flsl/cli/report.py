@@ -2,8 +2,83 @@
 
 from __future__ import annotations
 
-from flsl.cli.common import Commands
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flsl.cli.common import Commands, command
+
+if TYPE_CHECKING:
+    from flsl.runtime.results import Project
 
 
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
+    group = commands.add_parser(
+        "report", help="tables and figures of a project", description="Tables and figures of a project's results."
+    )
+    reports = group.add_subparsers(metavar="COMMAND", required=True, title="commands")
+
+    parser = _report(reports, "summary", _summary, "Write what ran, on what data, and all figures of all runs.")
+    parser.add_argument("--out-md", type=Path, metavar="FILE", help="page to read, e.g. summary.md (default: printed)")
+    parser.add_argument("--out-csv", type=Path, metavar="FILE", help="table of all runs and all figures")
+
+    parser = _report(reports, "curves", _curves, "Draw losses, learning rate and signs of health over training.")
+    _outputs(parser)
+    parser.add_argument(
+        "--run", dest="names", action="append", default=[], metavar="NAME", help="this run only; may be given again"
+    )
+
+    parser = _report(reports, "bars", _bars, "Draw the headline figures of all runs and baselines as bars.")
+    _outputs(parser)
+
+
+def _report(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str
+) -> argparse.ArgumentParser:
+    parser = command(commands, name, run, help)
+    parser.add_argument("--project-folder", type=Path, required=True, metavar="DIR", help="results/<project>")
+    return parser
+
+
+def _outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help=".png, .svg or .pdf; may be given again",
+    )
+
+
+def _project(args: argparse.Namespace) -> Project:
+    from flsl.runtime.progress import warn
+    from flsl.runtime.results import read_project
+
+    project = read_project(args.project_folder)
+    for problem in project.problems:
+        warn(problem)
+    return project
+
+
+def _summary(args: argparse.Namespace) -> None:
+    from flsl.report.summary import summary, write_summary
+
+    project = _project(args)
+    write_summary(project, args.out_md, args.out_csv)
+    if args.out_md is None:
+        print(summary(project), end="")
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from flsl.report.figures import plot_curves
+
+    plot_curves(_project(args), args.out, args.names)
+
+
+def _bars(args: argparse.Namespace) -> None:
+    from flsl.report.figures import plot_bars
+
+    plot_bars(_project(args), args.out)

@@ -19,7 +19,8 @@ pretraining settings as params and the final figures of all stages as metrics, a
 settings, curves and files. Called again, it updates and never duplicates. Runs whose settings changed, and runs whose
 files are gone, move to MLflow's trash (`mlflow gc` empties it). Names: '@' is written '_at_' and '&' '_and_'.
 
-The store is --uri, else tracking.uri of the config, else MLFLOW_TRACKING_URI, else results/<project>/mlflow.db, which
+The store is --uri, else tracking.uri of the config (without --config, of the newest runs/<run>/config.yaml), else
+MLFLOW_TRACKING_URI, else results/<project>/mlflow.db, which
 `mlflow ui --backend-store-uri sqlite:///results/<project>/mlflow.db` shows."""
 _FOLLOW = """
 Ends when metrics.json appears or the process PID ends. `flsl pretrain` starts it by itself (tracking.live)."""
@@ -80,7 +81,7 @@ def _sync(args: argparse.Namespace) -> None:
     from flsl.runtime.errors import UserError
     from flsl.runtime.progress import warn
     from flsl.track.store import TrackingError
-    from flsl.track.sync import sync
+    from flsl.track.sync import recorded_settings, sync
 
     experiment = load_experiment(args.config) if args.config is not None else None
     folder = args.project_folder
@@ -88,8 +89,9 @@ def _sync(args: argparse.Namespace) -> None:
         if experiment is None:
             raise UserError("--project-folder: say which project: --project-folder results/<project>, or --config YAML")
         folder = Path(experiment.results) / experiment.project
+    base = experiment.tracking if experiment is not None else recorded_settings(folder)
     try:
-        done = sync(folder, settings=_settings(args, experiment.tracking if experiment else None), within=args.within)
+        done = sync(folder, settings=_settings(args, base), within=args.within)
     except TrackingError as error:
         if not args.best_effort:
             raise

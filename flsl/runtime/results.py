@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,9 +41,9 @@ class Stage:
         """The final figures by full name, e.g. ``knn/top1@20`` (the stage's name is put before a name without it)."""
         if self.record is None:
             return {}
-        prefix = f"{self.name}/"
+        known = (f"{self.name}/", f"{self.record.get('stage', self.name)}/")
         return {
-            name if name.startswith(prefix) else prefix + name: float(value)
+            name if name.startswith(known) else f"{self.name}/{name}": float(value)
             for name, value in self.record["metrics"].items()
             if is_number(value) and math.isfinite(value)
         }
@@ -137,7 +138,7 @@ class Project:
     Attributes:
         name: the folder's name.
         folder: ``results/<project>``.
-        runs: in order of name, baselines last.
+        runs: by name (numbers as numbers), baselines last.
         manifests: what ``data/<set>/manifest.json`` says, by set.
         problems: one line for each file that could not be read and was left out.
     """
@@ -152,6 +153,17 @@ class Project:
 def is_number(value: object) -> bool:
     """Tell whether ``value`` is an int or a float (a bool is not a number here)."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``; lists stay values."""
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            values.update(flat(value, f"{prefix}{name}."))
+        else:
+            values[f"{prefix}{name}"] = value
+    return values
 
 
 def read_project(folder: Path | str) -> Project:
@@ -171,7 +183,7 @@ def read_project(folder: Path | str) -> Project:
             manifests[path.parent.name] = _object(read_json(path, "a data set's manifest"), path)
         except UserError as error:
             problems.append(str(error))
-    runs.sort(key=lambda run: (run.baseline, run.name))
+    runs.sort(key=lambda run: (run.baseline, _natural(run.name)))
     return Project(folder.resolve().name, folder, runs, manifests, problems)
 
 
@@ -214,6 +226,11 @@ def read_stage(folder: Path, name: str | None = None) -> Stage:
     if not isinstance(record.get("metrics"), Mapping):
         raise UserError(f"{path}: has no 'metrics', a mapping of figures by name; run the stage again")
     return Stage(name or folder.name, folder, record)
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Return a key that sorts ``seed_2`` before ``seed_10``."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
 
 
 def read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:

@@ -15,14 +15,11 @@ from pathlib import Path
 from flsl.config.experiment import TrackingSettings
 from flsl.runtime.outputs import sha256_json
 from flsl.runtime.progress import warn
-from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, RECORD, Run, Stage, stage_folders
+from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, Run, Stage, stage_folders
+from flsl.track.files import artifacts, listing, signature
 from flsl.track.history import Mark, Point, milliseconds, new_points
 from flsl.track.names import config_hash, is_curve, mlflow_name, mlflow_params
 from flsl.track.store import Seen, Store, TrackingError
-
-_SHAPE = 1  # of the view; another number makes `sync` look at everything again
-_ARTIFACTS = {".png", ".svg", ".md", ".csv", ".html"}
-_MODEL = "backbone.safetensors"
 
 
 @dataclass
@@ -93,9 +90,9 @@ class Mirror:
             state: MLflow's status of stages that are not complete; ``None`` leaves it.
         """
         known = self._index(seen)
-        files = signature(run.folder, self._settings) if whole else ""
+        files = signature(run.folder, self._settings.artifact_mb) if whole else ""
         parent = self._bring(known.get(""), self._wanted_run(run, known.get(""), whole, state))
-        self._upload(parent, run.folder, _listing(run.folder, {CONFIG}), {})
+        self._upload(parent, run.folder, listing(run.folder, {CONFIG}), {})
         for stage in run.stages.values():
             self._stage(run, stage, parent, known.get(stage.name), state)
             self.counts.stages += 1
@@ -112,7 +109,7 @@ class Mirror:
         stages = sorted(one.tags["flsl.stage"] for one in seen if "flsl.stage" in one.tags)
         return (
             len(parents) == 1
-            and parents[0].tags.get("flsl.files") == signature(folder, self._settings)
+            and parents[0].tags.get("flsl.files") == signature(folder, self._settings.artifact_mb)
             and parents[0].tags.get("flsl.folder") == str(self._place.folder)
             and stages == sorted(path.name for path in stage_folders(folder))
             and {one.tags.get("mlflow.parentRunId") for one in seen} <= {None, parents[0].run_id}
@@ -174,12 +171,12 @@ class Mirror:
             texts = {}
             if isinstance(packages, Mapping):
                 texts["environment.txt"] = "".join(f"{name}=={version}\n" for name, version in packages.items())
-            self._upload(child, stage.folder, self._artifacts(stage.folder), texts)
+            self._upload(child, stage.folder, artifacts(stage.folder, self._settings.artifact_mb), texts)
 
     def _upload(self, seen: Seen, folder: Path, names: Mapping[str, str], texts: Mapping[str, str]) -> None:
         """Store the files ``names`` with a run, unless they already are."""
-        listing = sha256_json({**names, **texts})[:16]
-        if not names or not self._uploads or seen.tags.get("flsl.artifacts") == listing:
+        stored = sha256_json({**names, **texts})[:16]
+        if not names or not self._uploads or seen.tags.get("flsl.artifacts") == stored:
             return
         try:
             for name in names:
@@ -191,13 +188,7 @@ class Mirror:
             warn(f"files are not stored: {error}")
             self._uploads = False
             return
-        self._store.log(seen.run_id, tags={"flsl.artifacts": listing})
-
-    def _artifacts(self, folder: Path) -> dict[str, str]:
-        """Return the files of a stage's folder that belong in the view, with size and time."""
-        largest = self._settings.artifact_mb * 1e6
-        names = {path.name for path in folder.iterdir() if path.suffix in _ARTIFACTS} | {RECORD, CONFIG, _MODEL}
-        return _listing(folder, {name for name in names if _size(folder / name) <= largest})
+        self._store.log(seen.run_id, tags={"flsl.artifacts": stored})
 
     def _wanted_run(self, run: Run, seen: Seen | None, whole: bool, state: str | None) -> Wanted:
         settings = run.settings
@@ -255,16 +246,6 @@ class Mirror:
         return tags
 
 
-def signature(folder: Path, settings: TrackingSettings) -> str:
-    """Return a digest of sizes and times of all files of a run that the view is made from."""
-    names = {CONFIG: _stat(folder / CONFIG)}
-    for stage in stage_folders(folder):
-        for path in stage.iterdir():
-            if path.suffix in _ARTIFACTS or path.name in (RECORD, HISTORY, CONFIG, _MODEL):
-                names[f"{stage.name}/{path.name}"] = _stat(path)
-    return sha256_json([_SHAPE, settings.artifact_mb, names])[:16]
-
-
 def _conflict(seen: Seen, wanted: Wanted) -> str | None:
     """Say why a run cannot be brought to what is wanted, or ``None`` when it can."""
     if any(wanted.params.get(key) != value for key, value in seen.params.items()) and wanted.params:
@@ -289,22 +270,6 @@ def _times(stages: Iterable[Stage]) -> tuple[list[int], list[int]]:
             starts.append(start)
             ends.append(start + round(1000 * stage.seconds))
     return starts, ends
-
-
-def _listing(folder: Path, names: set[str]) -> dict[str, str]:
-    return {name: found for name in sorted(names) if (found := _stat(folder / name))}
-
-
-def _stat(path: Path) -> str:
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return ""
-    return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _note(run: Run) -> str:

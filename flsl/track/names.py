@@ -6,9 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from flsl.runtime.outputs import sha256_json
+from flsl.runtime.results import flat
 
 _LONGEST_NAME = 250
 _LONGEST_VALUE = 500  # of a param, in every version of MLflow
@@ -32,6 +34,7 @@ def mlflow_name(name: str) -> str:
     return _cut(spelled, _LONGEST_NAME)
 
 
+@lru_cache(4096)
 def curve_name(kind: str, key: str) -> str:
     """Spell the name of a curve: a key of the lines of one kind in ``history.jsonl``.
 
@@ -61,17 +64,6 @@ def mlflow_params(settings: Mapping[str, Any]) -> dict[str, str]:
         mlflow_name(name): _cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
         for name, value in flat(settings).items()
     }
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``; lists stay values."""
-    values: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            values.update(flat(value, f"{prefix}{name}."))
-        else:
-            values[f"{prefix}{name}"] = value
-    return values
 
 
 def config_hash(settings: Mapping[str, Any]) -> str:

@@ -128,7 +128,8 @@ class Store:
         """Send metrics, params and, with the last of them, tags; as many calls as MLflow's limits ask for."""
         from mlflow.entities import Metric, Param, RunTag
 
-        metrics = [Metric(point.name, point.value, point.timestamp, point.step) for point in points]
+        # the newest first: MLflow then writes a curve's latest value once a call, not once a point
+        metrics = [Metric(point.name, point.value, point.timestamp, point.step) for point in reversed(points)]
         pairs = [Param(key, value) for key, value in (params or {}).items()]
         labels = [RunTag(key, value) for key, value in (tags or {}).items()]
         while True:
@@ -199,6 +200,7 @@ def open_store(uri: str, timeout: float, within: float | None = None) -> Iterato
     settings = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(timeout)),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         # a view of local files has nobody to report its use to, least of all from a compute node
         "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
     }
@@ -281,7 +283,7 @@ def _reason(error: BaseException, timeout: float) -> str:
     text = " ".join(str(error).split())
     names = {type(link).__name__ for link in chain}
     if "database is locked" in text:
-        return f"another program has locked the database for more than {timeout:g} s"
+        return "another program keeps the database locked; try again when it is done"
     if names & {"ReadTimeoutError", "ConnectTimeoutError", "ReadTimeout", "ConnectTimeout", "TimeoutError"}:
         return f"does not answer within {timeout:g} s"
     if "ConnectionRefusedError" in names:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from pathlib import Path
 
 from flsl.config.experiment import TrackingSettings
+from flsl.config.loading import check
 from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.progress import track, warn
-from flsl.runtime.results import read_run, run_folders
+from flsl.runtime.results import CONFIG, read_config, read_run, run_folders
 from flsl.track.lock import sending
 from flsl.track.mirror import Counts, Mirror, Place
 from flsl.track.store import Seen, default_uri, open_store
@@ -68,6 +70,16 @@ def sync(
                 if one.tags.get("flsl.folder") == str(folder):
                     mirror.remove(one)
     return mirror.counts
+
+
+def recorded_settings(project_folder: Path) -> TrackingSettings:
+    """Return ``tracking`` of the config that was resolved last in a project's folder, or the defaults."""
+    paths = sorted(project_folder.glob(f"runs/*/{CONFIG}"), key=lambda path: path.stat().st_mtime_ns)
+    recorded = read_config(paths[-1], []).get("tracking") if paths else None
+    if isinstance(recorded, dict):
+        with contextlib.suppress(UserError):  # of a version with other settings
+            return check(TrackingSettings, recorded, str(paths[-1]))
+    return TrackingSettings()
 
 
 def _warn_of_others(seen: dict[str, list[Seen]], folders: dict[str, Path], place: Place) -> None:

@@ -1,0 +1,168 @@
+"""Figures of all runs as tables, and which of them count."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flsl.runtime.errors import UserError
+from flsl.runtime.results import Project, Run, flat, read_project
+
+# (what it is, its name; `@20` stands for the nearest k that was evaluated), in the order of the tables
+_HEADLINES = (
+    ("k-NN top-1", "knn/top1@20"),
+    ("linear top-1", "linear/top1"),
+    ("aligned k-NN patch top-1", "aligned_knn/patch_top1@20"),
+    ("COCO box AP", "coco/bbox/AP"),
+    ("COCO mask AP", "coco/segm/AP"),
+    ("UAVDT AP@0.7", "uavdt/AP@0.7"),
+    ("DAVIS J&F", "davis/J&F-Mean"),
+)
+_NO_RESULTS = ("pretrain", "baseline", "features")
+_LESS_IS_BETTER = re.compile(r"loss|decay|error", re.IGNORECASE)
+_NEITHER = re.compile(r"seconds|per_second|images|frames|parameters|steps|count", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure that a run is judged by; all of them are percentages, and more is better."""
+
+    label: str
+    metric: str
+
+
+def load_results(path: Path | str) -> pd.DataFrame:
+    """Read a project's results as a tidy table, one row a figure.
+
+    Args:
+        path: ``results/<project>``.
+
+    Returns:
+        columns ``project``, ``run``, ``baseline`` (whether the encoder was not pretrained here), ``stage``,
+        ``metric``, ``value``, ``seed``, and one a pretraining setting by dotted name (lists as JSON text).
+
+    Raises:
+        UserError: when there is no such folder.
+    """
+    return tidy(read_project(path))
+
+
+def tidy(project: Project) -> pd.DataFrame:
+    """Return a project's figures as :func:`load_results` does."""
+    rows: list[dict[str, Any]] = []
+    for run in project.runs:
+        params = {name: json.dumps(value) if isinstance(value, list) else value for name, value in _params(run).items()}
+        for stage in run.stages.values():
+            for metric, value in stage.figures.items():
+                known = {"project": project.name, "run": run.name, "baseline": run.baseline, "stage": stage.name}
+                rows.append({**known, "metric": metric, "value": value, "seed": run.seed, **params})
+    columns = ["project", "run", "baseline", "stage", "metric", "value", "seed"]
+    return pd.DataFrame(rows, columns=None if rows else columns)
+
+
+def wide(project: Project) -> pd.DataFrame:
+    """Return one row a run: ``run``, ``kind``, ``seed``, the settings that differ between runs, and all figures."""
+    changed = changed_settings(project.runs)
+    rows = [
+        {
+            "run": run.name,
+            "kind": "baseline" if run.baseline else "run",
+            "seed": run.seed,
+            **changed[run.name],
+            **run.figures,
+        }
+        for run in project.runs
+    ]
+    metrics = ordered({metric: None for run in project.runs for metric in run.figures})
+    settings = sorted({name for values in changed.values() for name in values})
+    # as objects, since a column with a gap would turn whole numbers into fractions
+    table = pd.DataFrame(rows, columns=["run", "kind", "seed", *settings, *metrics], dtype=object)
+    return table.astype(dict.fromkeys(metrics, float))
+
+
+def changed_settings(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """Return for each run (baselines have none) the settings that are not the same in all runs, lists as JSON text."""
+    own = {run.name: {} if run.baseline else _params(run) for run in runs}
+    pretrained = [values for values in own.values() if values]
+    names = {name for values in pretrained for name in values}
+    differ = {name for name in names if len({json.dumps(values.get(name)) for values in pretrained}) > 1}
+    return {
+        run: {
+            name: json.dumps(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in differ
+        }
+        for run, values in own.items()
+    }
+
+
+def headlines(metrics: Iterable[str]) -> list[Headline]:
+    """Return the figures that runs are judged by, of those that there are."""
+    known = set(metrics)
+    found = []
+    for label, metric in _HEADLINES:
+        base, _, usual = metric.partition("@")
+        if usual.isdecimal():
+            endings = (name.partition("@")[2] for name in known if name.startswith(f"{base}@"))
+            ks = [int(ending) for ending in endings if ending.isdecimal()]
+            nearest = min(ks, key=lambda k: abs(k - int(usual)), default=int(usual))
+            label, metric = f"{label} (k = {nearest})", f"{base}@{nearest}"
+        if metric in known:
+            found.append(Headline(label, metric))
+    return found
+
+
+def more_is_better(metric: str) -> bool | None:
+    """Tell which of two values of a figure is the better one; ``None`` where neither is."""
+    stage, _, name = metric.partition("/")
+    if stage in _NO_RESULTS or _NEITHER.search(name):
+        return None
+    return not _LESS_IS_BETTER.search(name)
+
+
+def best(values: Sequence[float | None], more: bool | None) -> set[int]:
+    """Return the places of the best values (equals included); none where there are fewer than two values to compare."""
+    known = [value for value in values if value is not None]
+    if more is None or len(known) < 2:
+        return set()
+    target = max(known) if more else min(known)
+    return {place for place, value in enumerate(values) if value == target}
+
+
+def reference(project: Project) -> Run | None:
+    """Return the untrained baseline that runs are compared with, where there is one."""
+    random = [run for run in project.runs if run.baseline and flat(run.settings).get("baseline.kind") == "random"]
+    return next((run for run in random if run.name == "untrained"), random[0] if random else None)
+
+
+def ordered(metrics: Iterable[str]) -> list[str]:
+    """Sort figures by stage, in the order of the headlines, and within a stage as they were written."""
+    stages = list(_NO_RESULTS) + list(dict.fromkeys(metric.split("/")[0] for _, metric in _HEADLINES))
+
+    def place(metric: str) -> tuple[int, str]:
+        stage = metric.split("/")[0]
+        return (stages.index(stage), "") if stage in stages else (len(stages), stage)
+
+    return sorted(metrics, key=place)
+
+
+def check_some(project: Project) -> None:
+    """Refuse a project in which nothing has run.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    if not project.runs:
+        raise UserError(f"{project.folder}: holds no runs; a project's folder has runs/<run>/… below it")
+
+
+def _params(run: Run) -> dict[str, Any]:
+    settings = flat(run.settings)
+    settings.pop("seed", None)
+    return settings

@@ -1,0 +1,48 @@
+"""Which of a run's files the view is made from, and whether they are still the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flsl.runtime.outputs import sha256_json
+from flsl.runtime.results import CONFIG, HISTORY, RECORD, stage_folders
+
+_SHAPE = 1  # of the view; another number makes `sync` look at everything again
+_ARTIFACTS = {".png", ".svg", ".md", ".csv", ".html"}
+_MODEL = "backbone.safetensors"
+
+
+def signature(folder: Path, artifact_mb: float) -> str:
+    """Return a digest of sizes and times of all files of a run that the view is made from."""
+    names = listing(folder, [CONFIG])
+    for stage in stage_folders(folder):
+        used = {path.name for path in stage.iterdir() if path.suffix in _ARTIFACTS}
+        found = listing(stage, used | {RECORD, HISTORY, CONFIG, _MODEL})
+        names |= {f"{stage.name}/{name}": stamp for name, stamp in found.items()}
+    return sha256_json([_SHAPE, artifact_mb, names])[:16]
+
+
+def artifacts(folder: Path, largest_mb: float) -> dict[str, str]:
+    """Return the files of a complete stage that are stored with it, with size and time.
+
+    Tables and figures that lie in the folder itself, and the encoder, where they are not too large; the record always.
+    """
+    names = {path.name for path in folder.iterdir() if path.suffix in _ARTIFACTS} | {_MODEL}
+    small = {name for name in names if _size(folder / name) <= 1e6 * largest_mb}
+    return listing(folder, small | {RECORD, CONFIG})
+
+
+def listing(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return size and time of those of ``names`` that are files of ``folder``."""
+    stamps = {}
+    for name in sorted(names):
+        path = folder / name
+        if path.is_file():
+            found = path.stat()
+            stamps[name] = f"{found.st_size} {found.st_mtime_ns}"
+    return stamps
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
