@@ -34,6 +34,8 @@ class DetectorSettings(Settings):
     mask_convs: Count = Field(4, description="Convolutions of the mask head.")
     proposals_train: Count = Field(1000, description="Proposals an image that the heads train on.")
     proposals_test: Count = Field(1000, description="Proposals an image that the heads classify.")
+    regions: Count = Field(512, description="Proposals an image that a training step samples for the heads.")
+    anchors: Count = Field(256, description="Anchors an image that a training step samples.")
     detections: Count = Field(100, description="Most detections an image.")
     score_threshold: Fraction = Field(0.05, description="Least score of a detection.")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from flsl.config.compute import ComputeSettings
 from flsl.config.detect import RecipeSettings
 from flsl.detect.coco_files import Annotations, Record
+from flsl.detect.finetune import Task
 from flsl.detect.model_file import load_model
 from flsl.detect.predict import Predict, predict
-from flsl.detect.train import Task, train
+from flsl.detect.train import train
 from flsl.model.backbone import Backbone
 from flsl.runtime import distributed
 from flsl.runtime.errors import UserError

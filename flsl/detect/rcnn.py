@@ -18,14 +18,13 @@ from flsl.detect.augment import Target
 from flsl.model.backbone import Backbone
 from flsl.model.pyramid import LEVELS, ViTPyramid
 
-LOSSES = {
+_LOSSES = {
     "loss_objectness": "rpn_objectness",
     "loss_rpn_box_reg": "rpn_box",
     "loss_classifier": "box_class",
     "loss_box_reg": "box_regression",
     "loss_mask": "mask",
 }
-"""torchvision's names of the losses, and ours."""
 
 
 class Detector(nn.Module):
@@ -60,6 +59,8 @@ class Detector(nn.Module):
             "box_head": TwoMLPHead(settings.channels * 49, settings.box_hidden),
             "box_predictor": FastRCNNPredictor(settings.box_hidden, classes + 1),
             "box_score_thresh": settings.score_threshold,
+            "box_batch_size_per_image": settings.regions,
+            "rpn_batch_size_per_image": settings.anchors,
             "box_detections_per_img": settings.detections,
         }
         if masks:
@@ -101,7 +102,7 @@ class Detector(nn.Module):
             proposals, first = self.rpn(shown, features, wanted)
             detections, second = self.roi_heads(features, proposals, sizes, wanted)
         if self.training:
-            return {LOSSES[name]: loss for name, loss in (first | second).items()}
+            return {_LOSSES[name]: loss for name, loss in (first | second).items()}
         return detections
 
     def _wanted(self, target: Target) -> dict[str, Tensor]:

@@ -1,0 +1,295 @@
+"""What fine-tuning a detector is, whichever engine builds it and runs its loop: data, steps, history, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from flsl.config.compute import ComputeSettings
+from flsl.config.detect import DetectionSettings, RecipeSettings
+from flsl.detect.coco_eval import evaluate
+from flsl.detect.coco_files import Annotations, Record
+from flsl.detect.dataset import Order, TrainingImages, TrainingSet, loader
+from flsl.detect.model_file import ModelFile, save_model
+from flsl.detect.optimiser import learning_rate, parameter_groups, set_rate
+from flsl.detect.predict import merge, predict
+from flsl.model.backbone import Backbone
+from flsl.runtime import checkpoint, distributed
+from flsl.runtime.errors import UserError
+from flsl.runtime.history import History
+from flsl.runtime.interrupt import Stopped
+from flsl.runtime.outputs import sha256_json
+from flsl.runtime.progress import say
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one fine-tuning is given.
+
+    Attributes:
+        stage: ``coco`` or ``uavdt``.
+        settings: engine and detector.
+        recipe: training and prediction.
+        compute: speed and intervals; changing these does not change the result.
+        seed: of weights, order and augmentation.
+        train: what is trained on.
+        val: what is validated and predicted on.
+        val_images: folder of its images.
+        masks: whether masks are trained.
+        out: the stage's folder.
+        backbone: digest of where the encoder comes from; a checkpoint made from another one is not resumed.
+    """
+
+    stage: str
+    settings: DetectionSettings
+    recipe: RecipeSettings
+    compute: ComputeSettings
+    seed: int
+    train: TrainingSet
+    val: Annotations
+    val_images: Path
+    masks: bool
+    out: Path
+    backbone: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the weights depend on."""
+        return {
+            "engine": self.settings.engine,
+            "model": self.settings.model.plain(),
+            "recipe": {k: v for k, v in self.recipe.plain().items() if k not in _NOT_TRAINING},
+            "seed": self.seed,
+            "data": self.train.digest,
+            "backbone": self.backbone,
+        }
+
+
+LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "mask")
+"""Names of the losses, equal for both engines."""
+_NOT_TRAINING = ("evaluate_every", "images_shown", "test_batch_size", "test_short_side")
+
+
+class FineTuning:
+    """One fine-tuning: what an engine's loop calls before, at and after each step.
+
+    Attributes:
+        start, steps: the first step that is to be made, and the number of steps in all.
+        process: this rank.
+        detector: maps images and targets to losses by our names, and in evaluation images to detections.
+    """
+
+    def __init__(self, task: Task, detector: nn.Module, backbone: Backbone, process: distributed.Process) -> None:
+        """Put the detector on the rank's device and go on where a checkpoint stands.
+
+        Raises:
+            UserError: for settings that do not fit the data, or a checkpoint that cannot be read.
+        """
+        recipe = task.recipe
+        self._task, self._backbone, self.process, self._recipe = task, backbone, process, recipe
+        self.detector = detector.to(process.device)
+        self._averaged = copy.deepcopy(detector).requires_grad_(False).eval() if recipe.ema else None
+        # rates are set before every step, by schedule
+        self._optimiser = torch.optim.AdamW(parameter_groups(detector, recipe, backbone.depth), lr=0.0, fused=True)
+        self._trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        self._names = [name for name in LOSSES if task.masks or name != "mask"]
+        self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=process.device)
+        self.start, self._sums_since = self._resume()
+        self._history = History(task.out / "history.jsonl", self.start) if process.is_main else None
+        images = TrainingImages(task.train, recipe, task.seed)
+        order = Order(len(task.train.images), recipe, task.seed, process.rank, process.world_size, self.start)
+        self.steps, self._steps_per_epoch = order.steps, order.steps_per_epoch
+        self._batches = iter(loader(images, task.compute.workers, batch_sampler=order))
+        self._model: nn.Module = detector
+        if process.world_size > 1:
+            self._model = DistributedDataParallel(detector, gradient_as_bucket_view=True)
+        self._timed_from, self._timer, self._last_save = self.start, time.perf_counter(), time.perf_counter()
+        self._note: str | None = None
+        detector.train()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are evaluated and kept: the averaged ones, where there are any."""
+        return self._averaged if self._averaged is not None else self.detector
+
+    def step(self, step: int) -> None:
+        """Make one step: every micro-batch's gradient, the optimiser, the average."""
+        recipe = self._recipe
+        self._rate = learning_rate(step, self._steps_per_epoch, recipe)
+        set_rate(self._optimiser, self._rate)
+        for micro in range(recipe.accumulate):
+            samples = next(self._batches)
+            # proposals and stochastic depth are drawn from (seed, step): a resumed run draws the same ones
+            torch.manual_seed(_seed(self._task.seed, step, micro, self.process.rank))
+            last = micro == recipe.accumulate - 1
+            unsynchronised = isinstance(self._model, DistributedDataParallel) and not last
+            with self._model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
+                losses: dict[str, Tensor] = self._model(
+                    [sample.image for sample in samples], [sample.target for sample in samples]
+                )
+                (sum(losses.values()) / recipe.accumulate).backward()  # type: ignore[union-attr]
+            self._sums += torch.stack([losses[name].detach() for name in self._names]).double() / recipe.accumulate
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self._trained, recipe.clip)
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        if self._averaged is not None:
+            _average(self._averaged, self.detector, recipe.ema)
+
+    def after(self, done: int, signum: int) -> str | None:
+        """Do what is due after ``done`` steps: write the history, validate, save; return a note for people.
+
+        Raises:
+            UserError: when a loss is not finite.
+            Stopped: when ``signum`` asks to stop before the end; the state was saved.
+        """
+        compute, epoch = self._task.compute, done // self._steps_per_epoch
+        if done % compute.log_every == 0 or done == self.steps:
+            self._log(done)
+        epoch_ends = done % self._steps_per_epoch == 0
+        every = self._recipe.evaluate_every
+        if epoch_ends and done < self.steps and every and epoch % every == 0:
+            self._write({"kind": "epoch", "step": done, "epoch": epoch, **validation(self._task, self.predict() or [])})
+            self.detector.train()
+        due = time.perf_counter() - self._last_save >= 60 * compute.checkpoint_minutes
+        due = due or bool(compute.checkpoint_steps and done % compute.checkpoint_steps == 0)
+        if due or epoch_ends or signum:
+            self._save(done)
+            self._last_save = time.perf_counter()
+        if signum and done < self.steps:
+            distributed.finish()
+            raise Stopped(f"stopped by signal {signum} after step {done} of {self.steps}; it was saved", signum)
+        return self._note
+
+    def finish(self) -> list[Record] | None:
+        """Predict on the validation images and write ``model.pth``; return the results, None but on the first rank."""
+        task, results = self._task, self.predict()
+        if results is not None:
+            figures = validation(task, results)
+            self._write({"kind": "epoch", "step": self.steps, "epoch": self._recipe.epochs, **figures})
+            file = ModelFile(
+                task.settings.engine, task.settings.model, self._recipe, task.masks, task.val.categories,
+                tuple(self._backbone.mean), tuple(self._backbone.std), self.evaluated.state_dict(),
+            )  # fmt: skip
+            save_model(task.out / "model.pth", file, self._backbone)
+        distributed.finish()
+        return results
+
+    def predict(self) -> list[Record] | None:
+        """Return the results on the validation images, all ranks' together; None but on the first rank."""
+        task, process, model = self._task, self.process, self.evaluated.eval()
+        shard = (process.rank, process.world_size)
+        found = predict(model, task.val, task.val_images, self._recipe, task.compute.workers, shard, process.is_main)
+        if process.world_size == 1:
+            return found
+        parts: list[Any] = [None] * process.world_size
+        dist.all_gather_object(parts, found)
+        return merge(parts, task.val) if process.is_main else None
+
+    def _log(self, done: int) -> None:
+        means = distributed.mean_over_ranks(self._sums / (done - self._sums_since))
+        _finite(means, self._names, done)
+        speed = self._recipe.batch_size * (done - self._timed_from) / (time.perf_counter() - self._timer)
+        self._timer, self._timed_from, self._sums_since = time.perf_counter(), done, done
+        self._sums.zero_()
+        parts = {f"loss_{name}": value for name, value in zip(self._names, means.tolist(), strict=True)}
+        loss = float(means.sum())
+        line = {"kind": "step", "step": done, "epoch": round(done / self._steps_per_epoch, 4), "loss": loss, **parts}
+        self._write({**line, "learning_rate": self._rate, "images_per_second": round(speed, 2)})
+        self._note = f"loss {loss:.3f} lr {self._rate:.2e} {speed:.1f} images/s"
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._history is not None:
+            self._history.write({**line, "time": datetime.now(UTC).isoformat(timespec="milliseconds")})
+
+    def _save(self, step: int) -> None:
+        _finite(self._sums, self._names, step)
+        if self._history is None:
+            return
+        self._history.sync()
+        state = {
+            "step": step,
+            "identity": self._task.identity,
+            "detector": self.detector.state_dict(),
+            "averaged": self._averaged.state_dict() if self._averaged is not None else None,
+            "optimiser": self._optimiser.state_dict(),
+            "sums": self._sums,
+            "sums_since": self._sums_since,
+        }
+        checkpoint.save_step(self._task.out / "checkpoints", step, state, self._task.compute.checkpoints_kept)
+
+    def _resume(self) -> tuple[int, int]:
+        """Load the newest checkpoint of the same task; return its step and that from which losses are summed."""
+        task = self._task
+        found = checkpoint.load_newest(task.out / "checkpoints")
+        if found is None:
+            return 0, 0
+        path, state = found
+        distributed.barrier()
+        if sha256_json(state.get("identity")) != sha256_json(task.identity):
+            if self.process.is_main:
+                names = ("checkpoints", "history.jsonl", "model.pth", "detections.json", "metrics.json")
+                kept = checkpoint.set_aside(task.out, names, f"superseded-{sha256_json(state.get('identity'))[:8]}")
+                say(f"settings or data differ from those of {path.name}: starting anew; the old files are in {kept}")
+            return 0, 0
+        self.detector.load_state_dict(state["detector"])
+        if self._averaged is not None:
+            self._averaged.load_state_dict(state["averaged"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._sums.copy_(state["sums"])
+        if self.process.is_main:
+            say(f"going on after step {state['step']} from {path}")
+        return int(state["step"]), int(state["sums_since"])
+
+
+def begin(task: Task) -> distributed.Process:
+    """Join the other ranks, choose the device, and seed what the detector's heads are drawn from."""
+    process = distributed.start(task.compute.device)
+    if task.compute.threads:
+        torch.set_num_threads(task.compute.threads)
+    if process.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    torch.manual_seed(task.seed)
+    return process
+
+
+def validation(task: Task, results: list[Record]) -> dict[str, float]:
+    """Return the figures of a validation for the history: AP and AP50 of boxes and masks."""
+    figures: dict[str, float] = {}
+    kinds: tuple[Any, ...] = ("bbox", "segm") if task.masks else ("bbox",)
+    for kind in kinds:
+        stats = evaluate(task.val, results, kind, task.out / "detections.json").stats
+        figures |= {
+            f"val/{kind}/{name}": float(100 * v) for name, v in zip(("AP", "AP50"), stats, strict=False) if v >= 0
+        }
+    return figures
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, model: nn.Module, momentum: float) -> None:
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - momentum)
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _finite(values: Tensor, names: list[str], step: int) -> None:
+    for name, value in zip(names, values.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise UserError(
+                f"loss_{name}: is {value} at or before step {step}; lower the learning_rate, lengthen warmup_steps, "
+                "or set precision=float32"
+            )

@@ -1,0 +1,133 @@
+"""What can be trained on is taken, the rest is counted or refused; the order is a function of the seed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from flsl.config.detect import RecipeSettings
+from flsl.detect.coco_files import read_annotations
+from flsl.detect.dataset import Order, TrainingImages, loader, training_set
+from flsl.detect.optimiser import layer_of, learning_rate, parameter_groups, set_rate
+from flsl.runtime.errors import UserError
+
+
+def changed(root: Path, change: Any) -> Any:
+    data = json.loads((root / "coco.json").read_text())
+    change(data)
+    (root / "changed.json").write_text(json.dumps(data))
+    return read_annotations(root / "changed.json")
+
+
+def test_skipped_and_counted(tiny: Path) -> None:
+    def break_some(data: dict[str, Any]) -> None:
+        a = data["annotations"]
+        a[0]["bbox"] = [500, 10, 5, 5]
+        a[1]["bbox"] = [5, 10, 0, 5]
+        a[2]["segmentation"] = [[1, 2, 3, 4]]
+        a[4]["segmentation"] = {"size": [64, 56], "counts": "P"}
+        a[5]["iscrowd"] = 1
+        a[6]["image_id"] = 77
+        a[8]["category_id"] = 4
+
+    found = training_set(changed(tiny, break_some), tiny / "images", masks=True)
+    assert found.skipped == {
+        "annotations of unknown images": 1,
+        "annotations of unknown categories": 1,
+        "boxes outside their image or of no area": 2,
+        "broken segmentations": 2,
+        "crowds": 1,
+        "images without objects": 2,
+    }
+    assert sum(map(len, found.boxes)) == 5
+    assert {label for labels in found.labels for label in labels.tolist()} <= {1, 2}
+    boxes_only = training_set(changed(tiny, break_some), tiny / "images", masks=False)
+    assert sum(map(len, boxes_only.boxes)) == 7
+
+
+def test_missing_images_nothing_to_train_on_and_leaving_paths_are_refused(tiny: Path) -> None:
+    (tiny / "images/001.png").unlink()
+    with pytest.raises(UserError, match=r"1 of the 6 images of .* are missing, e.g. 001.png"):
+        training_set(read_annotations(tiny / "coco.json"), tiny / "images", masks=True)
+    bad = changed(tiny, lambda data: data["images"][0].update(file_name="../coco.json"))
+    with pytest.raises(UserError, match="leaves"):
+        training_set(bad, tiny / "images", masks=True)
+    with pytest.raises(UserError, match="no image has an object to train on"):
+        training_set(changed(tiny, lambda data: data.update(annotations=[], images=[])), tiny / "images", True)
+
+
+def test_an_image_of_another_size_or_unreadable_gets_one_line(tiny: Path) -> None:
+    data = training_set(read_annotations(tiny / "coco.json"), tiny / "images", masks=False)
+    recipe = RecipeSettings(batch_size=2)
+    Image.new("RGB", (10, 12)).save(tiny / "images/000.png")
+    with pytest.raises(UserError, match=r"000.png: is 10×12 pixels, but its annotations say 56×64"):
+        list(loader(TrainingImages(data, recipe, 0), 0, batch_sampler=[[(0, 0), (0, 1)]]))
+    (tiny / "images/000.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"000.png"):
+        list(loader(TrainingImages(data, recipe, 0), 0, batch_sampler=[[(0, 0)]]))
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone(tiny: Path) -> None:
+    data = training_set(read_annotations(tiny / "coco.json"), tiny / "images", masks=True)
+    recipe = RecipeSettings(short_sides=[40, 50, 60], long_side=99, crop_short_sides=[50], crop_range=[20, 40])
+    first, second = TrainingImages(data, recipe, 1), TrainingImages(data, recipe, 1)
+    for key in ((0, 0), (3, 2)):
+        a, b = first[key], second[key]
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.target.boxes, b.target.boxes)
+        assert a.target.masks is not None
+        assert b.target.masks is not None
+        assert torch.equal(a.target.masks, b.target.masks)
+    shapes = {tuple(first[(epoch, 0)].image.shape) for epoch in range(8)}
+    assert len(shapes) > 1
+
+
+def test_ranks_share_a_batch_and_a_resumed_order_goes_on() -> None:
+    recipe = RecipeSettings(epochs=3, batch_size=8, accumulate=2)
+    whole = list(Order(20, recipe, 5))
+    assert len(whole) == 3 * 2 * 2
+    for epoch in range(3):
+        seen = [index for batch in whole[4 * epoch : 4 * epoch + 4] for e, index in batch if e == epoch]
+        assert len(set(seen)) == 16
+    halves = [list(Order(20, recipe, 5, rank, 2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    assert list(Order(20, recipe, 5, start=3)) == whole[6:]
+    with pytest.raises(UserError, match="batch_size: 8 images cannot be shared by 3 ranks"):
+        Order(20, recipe, 5, 0, 3)
+    with pytest.raises(UserError, match="batch_size: 8 is more than the 5 images"):
+        Order(5, recipe, 5)
+
+
+def test_schedule_and_groups() -> None:
+    recipe = RecipeSettings(learning_rate=1e-4, batch_size=16, warmup_steps=10, milestones=[2, 3], layer_decay=0.5)
+    rates = [learning_rate(step, 20, recipe) for step in (0, 5, 10, 39, 40, 59, 60)]
+    assert rates == pytest.approx([2e-7, 2e-4 * 0.5005, 2e-4, 2e-4, 2e-5, 2e-5, 2e-6])
+    assert layer_of("backbone.encoder.patch_embed.proj.weight", 2) == 0
+    assert layer_of("backbone.encoder.blocks.1.mlp.fc1.weight", 2) == 2
+    assert layer_of("rpn.head.conv.weight", 2) == 3
+
+    encoder = nn.Module()
+    encoder.pos_embed = nn.Parameter(torch.zeros(1, 4, 8))
+    encoder.blocks = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)])
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.encoder = encoder
+    model.head = nn.Linear(4, 2)
+    groups = parameter_groups(model, recipe, depth=2)
+    optimiser = torch.optim.AdamW(groups, lr=0.0)
+    set_rate(optimiser, 1.0)
+    found = {id(p): (group["weight_decay"], group["lr"]) for group in optimiser.param_groups for p in group["params"]}
+    assert found[id(encoder.pos_embed)] == (0.0, 0.125)
+    assert found[id(encoder.blocks[0].weight)] == (0.05, 0.25)
+    assert found[id(encoder.blocks[1].weight)] == (0.0, 0.5)
+    assert found[id(model.head.weight)] == (0.05, 1.0)
+    assert found[id(model.head.bias)] == (0.0, 1.0)
+    assert len(found) == len(list(model.parameters()))
+    assert np.isclose(sum(len(group["params"]) for group in groups), len(found))

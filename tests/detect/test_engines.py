@@ -1,0 +1,136 @@
+"""Both engines: a stage from images to metrics, exact resume, and what other tools read."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pycocotools.coco import COCO
+from tiny_coco import tiny_experiment
+
+from flsl.cli import main
+from flsl.detect.coco_eval import evaluate_files
+from flsl.detect.encoder import EncoderChoice
+from flsl.detect.finetune import FineTuning
+from flsl.detect.model_file import load_model
+from flsl.detect.stage import run
+from flsl.model.backbone import load_backbone
+from flsl.runtime.errors import UserError
+from flsl.runtime.history import read_history
+
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+ENGINES = [
+    "torchvision",
+    pytest.param("detectron2", marks=pytest.mark.skipif(not HAS_DETECTRON2, reason="detectron2 is not installed")),
+]
+RANDOM = EncoderChoice(random=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_stage_writes_what_the_next_ones_and_other_tools_read(tiny: Path, tmp_path: Path, engine: str) -> None:
+    experiment = tiny_experiment(tiny, f"detection.engine={engine}", "detection.coco.evaluate_every=1")
+    out = tmp_path / "out"
+    record = run("coco", experiment, RANDOM, out, "base")
+    assert record is not None
+    assert record["stage"] == "coco"
+    assert {"coco/bbox/AP", "coco/segm/AP50"} <= record["metrics"].keys()
+    assert json.loads((out / "metrics.json").read_text()) == record
+    assert len(list((out / "predictions").glob("*.png"))) == 1
+    COCO(str(tiny / "coco.json")).loadRes(str(out / "detections.json"))
+    again = evaluate_files(tiny / "coco.json", out / "detections.json", tmp_path / "m.json")
+    assert again["metrics"] == record["metrics"]
+
+    lines = read_history(out / "history.jsonl")
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == [2, 4, 6]
+    names = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "mask")
+    for line in steps:
+        assert line["loss"] == pytest.approx(sum(line[f"loss_{name}"] for name in names))
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [1, 2]
+    assert load_backbone(out / "model.pth").width == 32
+
+    predict = ["detect", "predict", "--model", str(out / "model.pth"), "--images", str(tiny / "images")]
+    files = ["--annotations", str(tiny / "coco.json"), "--out", str(tmp_path / "again.json")]
+    assert main([*predict, *files, "--device", "cpu", "--workers", "0"]) == 0
+    assert (tmp_path / "again.json").read_text() == (out / "detections.json").read_text()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_killed_training_goes_on_bit_for_bit(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    more = ["detection.coco.accumulate=2", "detection.coco.ema=0.9", "compute.log_every=3"]
+    experiment = tiny_experiment(tiny, f"detection.engine={engine}", *more)
+    run("coco", experiment, RANDOM, tmp_path / "whole", "base")
+
+    whole: Callable[[FineTuning, int], None] = FineTuning.step
+
+    def killed(self: FineTuning, step: int) -> None:
+        if step == 5:
+            raise RuntimeError("killed")
+        whole(self, step)
+
+    monkeypatch.setattr(FineTuning, "step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        run("coco", experiment, RANDOM, tmp_path / "parts", "base")
+    monkeypatch.setattr(FineTuning, "step", whole)
+    run("coco", experiment, RANDOM, tmp_path / "parts", "base")
+    states = [load_model(tmp_path / name / "model.pth")[0].weights for name in ("whole", "parts")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    timed = ("time", "images_per_second")
+    histories = [
+        [{k: v for k, v in line.items() if k not in timed} for line in read_history(tmp_path / name / "history.jsonl")]
+        for name in ("whole", "parts")
+    ]
+    assert histories[0] == histories[1]
+    assert (tmp_path / "whole/detections.json").read_text() == (tmp_path / "parts/detections.json").read_text()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_loss_falls(tiny: Path, tmp_path: Path, engine: str) -> None:
+    more = ["detection.coco.epochs=12", "detection.coco.milestones=[11]", "detection.coco.crop=0"]
+    run("coco", tiny_experiment(tiny, f"detection.engine={engine}", *more), RANDOM, tmp_path / "out", "base")
+    losses = [line["loss"] for line in read_history(tmp_path / "out/history.jsonl") if line["kind"] == "step"]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+def test_changed_settings_start_anew_and_keep_the_old_files(tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("coco", tiny_experiment(tiny), RANDOM, out, "base")
+    run("coco", tiny_experiment(tiny, "detection.coco.learning_rate=1e-3"), RANDOM, out, "base")
+    kept = list(out.glob("superseded-*"))
+    assert len(kept) == 1
+    assert (kept[0] / "model.pth").exists()
+    assert len(read_history(out / "history.jsonl")) == len(read_history(kept[0] / "history.jsonl"))
+
+
+def test_detectron2_missing_is_one_line_that_says_how_to_install_it(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "detectron2" else found(name))
+    with pytest.raises(UserError, match=re.escape("detection.engine: detectron2 is not installed; install it with")):
+        run("coco", tiny_experiment(tiny, "detection.engine=detectron2"), RANDOM, tmp_path / "out", "base")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_model_files_and_encoders_get_one_line(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state": torch.zeros(2)}, tmp_path / "other.pth")
+    files = ["--annotations", str(tiny / "coco.json"), "--images", str(tiny / "images"), "--out"]
+    predict = ["detect", "predict", *files, str(tmp_path / "found.json"), "--model"]
+    assert main([*predict, str(tmp_path / "other.pth")]) == 2
+    assert "is no detector; a model.pth of `flsl detect train` is expected" in capsys.readouterr().err
+    assert main([*predict, str(tmp_path / "missing.pth")]) == 2
+    with pytest.raises(UserError, match="patch size is 32"):
+        run("coco", tiny_experiment(tiny), EncoderChoice(model="vit_small_patch32_224", random=True), tmp_path, "x")
+    with pytest.raises(UserError, match="--backbone: name the encoder"):
+        run("coco", tiny_experiment(tiny), EncoderChoice(), tmp_path, "x")
+    with pytest.raises(UserError, match=r"data.uavdt: the data set is not set"):
+        run("uavdt", tiny_experiment(tiny), RANDOM, tmp_path, "x")
