@@ -14,7 +14,7 @@ from flsl.config.pretrain import PretrainSettings
 from flsl.config.probe import AlignedKnnSettings, FeatureSettings, KnnSettings, LinearSettings
 from flsl.config.video import DavisSettings
 
-Stage = Literal["knn", "linear", "aligned_knn"]
+Stage = Literal["knn", "linear", "aligned_knn", "coco", "uavdt", "davis"]
 
 
 class BaselineSettings(Settings):

@@ -16,7 +16,7 @@ from flsl.model.backbone import Backbone
 from flsl.runtime import distributed
 from flsl.runtime.errors import UserError
 
-INSTALL = "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'"
+INSTALL = "`bash envs/detectron2.post-deploy.sh`"
 
 
 def require_engine(engine: str) -> None:
@@ -27,7 +27,7 @@ def require_engine(engine: str) -> None:
     """
     if engine == "detectron2" and importlib.util.find_spec("detectron2") is None:
         raise UserError(
-            f"detection.engine: detectron2 is not installed; install it with {INSTALL}, or set "
+            f"detection.engine: detectron2 is not installed; install it with {INSTALL} in the project's folder, or set "
             "detection.engine=torchvision"
         )
 

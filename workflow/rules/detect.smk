@@ -1,0 +1,89 @@
+# Detection: Mask R-CNN on COCO and Faster R-CNN on UAVDT, fine-tuned from a run's or a baseline's encoder.
+DETECTION_ENV = "../../envs/detectron2.yaml" if EXPERIMENT.detection.engine == "detectron2" else "../../envs/flsl.yaml"
+
+
+def detection_params(stage):
+    """Return a params function: what the stage's figures depend on, as JSON, so that no other setting reruns it."""
+
+    def of_run(wildcards):
+        experiment = RESOLVED.get(wildcards.run, EXPERIMENT)
+        detection = experiment.detection.plain()
+        chosen = {name: detection[name] for name in ("engine", "model", stage)}
+        return json.dumps({"seed": experiment.seed, **chosen}, sort_keys=True)
+
+    return of_run
+
+
+# history.jsonl and the checkpoints are no outputs: snakemake removes outputs before it starts a job, and a fine-tuning
+# that starts again goes on from them.
+rule coco:
+    input:
+        config=ancient(project("runs/{run}/config.yaml")),
+        backbone=project("runs/{run}/pretrain/backbone.safetensors"),
+        images=project("data/coco/manifest.json"),
+    output:
+        model=project("runs/{run}/coco/model.pth"),
+        detections=project("runs/{run}/coco/detections.json"),
+        predictions=directory(project("runs/{run}/coco/predictions")),
+        metrics=report(
+            project("runs/{run}/coco/metrics.json"),
+            category="COCO",
+            labels={"run": "{run}"},
+            caption="../report/coco.rst",
+        ),
+    log:
+        log_of("coco"),
+    benchmark:
+        project("benchmarks/{run}/coco.tsv")
+    conda:
+        DETECTION_ENV
+    threads: 8
+    resources:
+        mem_mb=larger(32000),
+        runtime=larger(2880),
+        gpu=1,
+    params:
+        settings=detection_params("coco"),
+        folder=subpath(output.metrics, parent=True),
+    message:
+        "Mask R-CNN on COCO from {wildcards.run}; its progress is in {log}"
+    shell:
+        "flsl detect train --stage coco --config {input.config:q} --name {wildcards.run:q} "
+        "--backbone {input.backbone:q} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule uavdt:
+    input:
+        config=ancient(project("runs/{run}/config.yaml")),
+        backbone=project("runs/{run}/pretrain/backbone.safetensors"),
+        images=project("data/uavdt/manifest.json"),
+    output:
+        model=project("runs/{run}/uavdt/model.pth"),
+        detections=project("runs/{run}/uavdt/detections.json"),
+        truth=project("runs/{run}/uavdt/test.json"),
+        predictions=directory(project("runs/{run}/uavdt/predictions")),
+        metrics=report(
+            project("runs/{run}/uavdt/metrics.json"),
+            category="UAVDT",
+            labels={"run": "{run}"},
+            caption="../report/uavdt.rst",
+        ),
+    log:
+        log_of("uavdt"),
+    benchmark:
+        project("benchmarks/{run}/uavdt.tsv")
+    conda:
+        DETECTION_ENV
+    threads: 8
+    resources:
+        mem_mb=larger(32000),
+        runtime=larger(2880),
+        gpu=1,
+    params:
+        settings=detection_params("uavdt"),
+        folder=subpath(output.metrics, parent=True),
+    message:
+        "Faster R-CNN on UAVDT from {wildcards.run}; its progress is in {log}"
+    shell:
+        "flsl detect train --stage uavdt --config {input.config:q} --name {wildcards.run:q} "
+        "--backbone {input.backbone:q} --out {params.folder:q} > {log:q} 2>&1"
