@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,7 +20,7 @@ Model = TypeVar("Model", bound=Settings)
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
 
 
-def load_experiment(path: Path | str, overrides: Iterable[str] = ()) -> Experiment:
+def load_experiment(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     """Read a YAML file, the files it extends, and apply overrides.
 
     Args:
@@ -30,7 +31,11 @@ def load_experiment(path: Path | str, overrides: Iterable[str] = ()) -> Experime
         UserError: one line naming the file and the setting.
     """
     path = Path(path)
-    return check(Experiment, set_overrides(read_yaml(path), overrides), str(path))
+    names = [text.partition("=")[0] for text in overrides]
+    experiment = check(Experiment, set_overrides(read_yaml(path), overrides), str(path), names)
+    for run in experiment.runs:
+        run_experiment(experiment, run)
+    return experiment
 
 
 def set_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -65,6 +70,29 @@ def run_experiment(experiment: Experiment, run: str) -> Experiment:
             )
         set_dotted(data, name, value, f"runs.{run}")
     return check(Experiment, data, f"runs.{run}")
+
+
+def require_data(experiment: Experiment) -> None:
+    """Refuse an experiment whose stages need data sets that it does not name.
+
+    Raises:
+        UserError: naming the stage and the setting.
+    """
+    needs = {
+        "knn": "images",
+        "linear": "images",
+        "aligned_knn": "images",
+        "coco": "coco",
+        "uavdt": "uavdt",
+        "davis": "davis",
+    }
+    if experiment.data.images is None:
+        raise UserError("data.images: pretraining needs an image folder; name its root there")
+    for stage in experiment.stages:
+        if getattr(experiment.data, needs[stage]) is None:
+            raise UserError(f"stages: {stage} needs data.{needs[stage]}, which is null; name it or leave the stage out")
+    if "aligned_knn" in experiment.stages and experiment.data.images.boxes is None:
+        raise UserError("stages: aligned_knn needs data.images.boxes, which is null; name it or leave the stage out")
 
 
 def read_yaml(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -153,8 +181,14 @@ def set_dotted(data: dict[str, Any], name: str, value: Any, source: str) -> None
     data[last] = value
 
 
-def check(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
+def check(model: type[Model], data: Mapping[str, Any], source: str, overridden: Iterable[str] = ()) -> Model:
     """Validate plain data strictly against a settings model.
+
+    Args:
+        model: the settings model.
+        data: plain data.
+        source: where the data come from, for the error.
+        overridden: dotted names that the command line set; a mistake there is said to be the command line's.
 
     Raises:
         UserError: for the first mistake: ``source``, the setting's dotted name, what is wrong and what would be right.
@@ -163,56 +197,82 @@ def check(model: type[Model], data: Mapping[str, Any], source: str) -> Model:
         # through JSON, so that strict types hold but a list may stand for a tuple, as YAML has no other sequence
         return model.model_validate_json(json.dumps(_numbers(dict(data))))
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error, model)}") from None
+        where, what = _explain(error, model)
+        said = next((name for name in overridden if where == name or where.startswith(f"{name}.")), None)
+        raise UserError(
+            f"{source if said is None else 'the command line'}: {where}: {what}".replace(": : ", ": ")
+        ) from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: {error}; settings are numbers, strings, lists and mappings") from None
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
+    """Return the dotted name of the first mistake, and what is wrong with it."""
     mistakes = error.errors(include_url=False)
-    # a setting that may take several forms reports one mistake a form: the most telling one is the nested one
-    first = max(mistakes, key=lambda mistake: (mistake["type"] == "extra_forbidden", 0))
-    owner, names = _owner(model, first["loc"])
+    first = mistakes[0]
+    if isinstance(first.get("input"), dict):
+        # a setting of several forms reports each form's mistakes: where a mapping was given, the mapping's are meant
+        first = max(mistakes, key=lambda mistake: (len(mistake["loc"]), mistake["type"] == "extra_forbidden"))
+    owner, names = _owner(model, first["loc"], first["type"] == "extra_forbidden")
     where = ".".join(names)
-    given = first.get("input")
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown setting{nearest(names[-1], owner.model_fields)}"
+        return where, f"unknown setting{nearest(names[-1], owner.model_fields)}"
     if first["type"] == "missing":
-        return f"{where}: this setting is needed ({_description(owner, names[-1])})"
-    message = str(first.get("ctx", {}).get("error", first["msg"]))
-    message = message[0].lower() + message[1:]
+        return where, f"this setting is needed ({_description(owner, names[-1])})"
     if first["type"] == "value_error":
-        return f"{where}.{message}" if where else message
-    return f"{where}: {message}, not {_shown(given)}"
+        message = str(first["ctx"]["error"])
+        # a model's own check names the field below it first
+        name, separator, reason = message.partition(": ")
+        return (f"{where}.{name}".lstrip("."), reason) if separator else (where, message)
+    message = first["msg"][0].lower() + first["msg"][1:]
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return where, f"{message.partition(' after validation')[0]}, not {_shown(first.get('input'))}"
 
 
-def _owner(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[type[BaseModel], list[str]]:
-    """Return the innermost model on the way to ``location``, and the setting's name without pydantic's union tags."""
+_WORDS = {
+    "valid array": "list",
+    "an object": "a mapping",
+    "dictionary should": "mapping should",
+    "string should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'": "a name takes letters, digits, '.', '_' and '-'",
+}
+
+
+def _owner(model: type[BaseModel], location: tuple[int | str, ...], unknown: bool) -> tuple[type[BaseModel], list[str]]:
+    """Return the innermost model on the way to ``location``, and the names on the way without pydantic's own tags.
+
+    Where the last name is ``unknown``, it is the user's and no tag.
+    """
     names: list[str] = []
-    owner = model
-    for part in location:
-        field = owner.model_fields.get(str(part)) if not names or owner is not None else None
-        if field is None and names and not isinstance(part, int) and not _plain_key(owner, names):
-            if part is location[-1]:
-                tag = any(sign in str(part) for sign in ("[", "Schedule")) or str(part) in (
-                    "float",
-                    "int",
-                    "str",
-                    "bool",
-                )
-                if not tag:
-                    names.append(str(part))
+    owner: type[BaseModel] = model
+    kinds: list[Any] = [model]
+    for place, part in enumerate(location):
+        if part == "[key]":
             continue
-        names.append(str(part))
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        field = next((m.model_fields[str(part)] for m in models if str(part) in m.model_fields), None)
+        items = [get_args(kind)[-1] for kind in kinds if get_origin(kind) in (list, dict)]
         if field is not None:
-            for inner in (field.annotation, *get_args(field.annotation)):
-                if isinstance(inner, type) and issubclass(inner, BaseModel):
-                    owner = inner
+            owner = next(m for m in models if str(part) in m.model_fields)
+            kinds = _forms(field.annotation)
+        elif items:
+            kinds = [form for item in items for form in _forms(item)]
+        elif not (unknown and place == len(location) - 1) and (len(kinds) > 1 or not models):
+            continue
+        elif models:
+            owner = models[-1]
+        names.append(str(part))
     return owner, names
 
 
-def _plain_key(owner: type[BaseModel], names: list[str]) -> bool:
-    return names[-1] in ("runs", "baselines", "ablations")
+def _forms(annotation: Any) -> list[Any]:
+    """Return the forms that a setting may take, without what is wrapped around them."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _forms(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [form for part in get_args(annotation) for form in _forms(part)]
+    return [annotation]
 
 
 def _description(owner: type[BaseModel], name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, compose, run_experiment
+from flsl.config.loading import check, compose, require_data, run_experiment
 from flsl.data.manifest import revision
 from flsl.runtime.errors import UserError
 
@@ -27,6 +27,7 @@ SOURCE = Path(workflow.configfiles[-1]) if workflow.configfiles else Path("confi
 
 try:
     EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE))
+    require_data(EXPERIMENT)
     RESOLVED = {run: run_experiment(EXPERIMENT, run) for run in EXPERIMENT.runs}
 except UserError as error:
     raise WorkflowError(str(error))

@@ -1,0 +1,108 @@
+"""Settings: composition, overrides, the paper's values, and the generated schema and tables."""
+
+import json
+from pathlib import Path
+
+import hypothesis.strategies as st
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+
+from flsl.config.docs import README, SCHEMA, readme_text, schema_text
+from flsl.config.experiment import Experiment
+from flsl.config.loading import check, load_experiment, merge, parse_yaml, run_experiment
+from flsl.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+
+
+def write(path: Path, data: object) -> Path:
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configs_are_valid_and_fit_the_schema(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert check(Experiment, experiment.plain(), "again") == experiment
+    jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(schema_text()))
+
+
+def test_generated_files_are_up_to_date() -> None:
+    assert (ROOT / SCHEMA).read_text(encoding="utf-8") == schema_text(), "run `make docs`"
+    readme = (ROOT / README).read_text(encoding="utf-8")
+    assert readme == readme_text(readme), "run `make docs`"
+
+
+def test_every_setting_has_its_line_in_the_readme() -> None:
+    text = (ROOT / README).read_text(encoding="utf-8")
+    for name in ("pretrain.prototypes", "pretrain.views.local_crops", "knn.k", "data.images.root", "compute.workers"):
+        assert f"| `{name}` |" in text
+
+
+def test_schema_refuses_what_the_models_refuse() -> None:
+    schema = json.loads(schema_text())
+    for wrong in ({"project": "a/b"}, {"pretrain": {"epochz": 3}}, {"knn": {"k": [0]}}, {"seed": "x"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
+def test_paper_values() -> None:
+    recipe = load_experiment(ROOT / "config/vits16.yaml").pretrain
+    views = recipe.views
+    assert (views.teacher_size, views.global_size, views.local_size, views.local_crops) == (224, 224, 96, 2)
+    assert (views.teacher_scale, views.global_scale, views.local_scale) == ([0.8, 1.0], [0.5, 1.0], [0.05, 0.4])
+    jitter = (views.jitter, views.brightness, views.contrast, views.saturation, views.hue, views.grayscale)
+    assert jitter == (0.8, 0.4, 0.4, 0.2, 0.1, 0.2)
+    assert (views.blur_a, views.blur_b, views.blur_radius, views.solarize) == (0.5, 0.1, [0.1, 2.0], 0.2)
+    assert (recipe.intra_weight, recipe.inter_weight, recipe.volume_weight) == (0.03, 1.0, 5.0)
+    assert (recipe.tau_sa, recipe.tau_ca, recipe.prototypes, recipe.query_window) == (0.1, 0.2, 4096, 2)
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate, recipe.warmup) == (300, 512, 5e-4, 0.1)
+    assert (recipe.weight_decay, recipe.final_weight_decay, recipe.clip) == (0.04, 0.4, 3.0)
+    temperatures = (recipe.student_temperature, recipe.teacher_temperature_start, recipe.teacher_temperature)
+    assert (*temperatures, recipe.teacher_temperature_epochs) == (0.1, 0.04, 0.07, 30)
+    assert (recipe.momentum, recipe.final_momentum, recipe.freeze_prototypes_epochs) == (0.996, 1.0, 1)
+    assert (recipe.head.hidden, recipe.head.bottleneck, recipe.head.batch_norm) == (2048, 256, False)
+    assert (recipe.encoder.drop_path, recipe.encoder.patch_size, recipe.final_learning_rate) == (0.1, 16, 1e-6)
+    small_patches = load_experiment(ROOT / "config/vits8.yaml").pretrain
+    assert (small_patches.encoder.patch_size, small_patches.query_window) == (8, 4)
+    assert load_experiment(ROOT / "config/vitb16.yaml").pretrain.encoder.name == "vit_base_patch16_224"
+
+
+def test_files_extend_each_other(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", {"project": "a", "knn": {"k": [1, 2], "temperature": 0.1}, "runs": {"x": {}}})
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "b.yaml", {"extends": "../a.yaml", "knn": {"k": [5]}, "runs": {"y": {"seed": 3}}})
+    experiment = load_experiment(tmp_path / "sub" / "b.yaml", ["knn.memory_mb=64"])
+    assert (experiment.knn.k, experiment.knn.temperature, experiment.knn.memory_mb) == ([5], 0.1, 64)
+    assert list(experiment.runs) == ["y"]
+    assert run_experiment(experiment, "y").seed == 3
+
+
+plain = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner), max_leaves=8)
+mappings = st.dictionaries(st.sampled_from("abc"), plain)
+
+
+@given(mappings, mappings)
+def test_merge_keeps_what_is_not_replaced(base: dict[str, object], over: dict[str, object]) -> None:
+    merged = merge(base, over)
+    assert set(merged) == set(base) | set(over)
+    for key, value in over.items():
+        assert isinstance(value, dict) or merged[key] == value
+    assert merge(merged, over) == merged
+    assert merge(base, {}) == base
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 0.001), ("5E4", 5e4), ("-.5e+2", -50.0), ("e-3", "e-3"), ("1.0", 1.0)]
+)
+def test_numbers_are_read_as_yaml_1_2_does(text: str, value: object) -> None:
+    assert parse_yaml(text, "test") == value
+
+
+def test_run_changes_are_checked_when_the_file_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", {"project": "a", "runs": {"wide": {"pretrain.prototype": 3}}})
+    with pytest.raises(UserError, match=r"runs.wide: pretrain.prototype: unknown setting \(did you mean 'prototypes'"):
+        load_experiment(path)
