@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from flsl.data.findings import Findings, describe
 from flsl.data.listing import KINDS, KindSettings, Listing, list_files
 from flsl.data.manifest import FIRST, MANIFEST, load_manifest, write
 from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import writing
 from flsl.runtime.progress import bar
 
 
@@ -41,6 +43,10 @@ def check_data(
         UserError: in one line, when the data set or a needed part is missing or empty, or ``out`` cannot be written.
     """
     listing = list_files(settings)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if not os.access(out, os.W_OK | os.X_OK):  # better said now than after an hour of reading
+        raise UserError(f"{out}: no permission to write there; choose another folder or change its permissions")
     before: dict[str, Any] = {}
     if (out / MANIFEST).exists():
         with suppress(UserError):

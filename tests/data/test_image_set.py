@@ -1,0 +1,125 @@
+"""ImageSet: the images that training reads, cheap to hold, in torchvision's order and with its labels."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+
+from flsl.config.data import ImageFolderSettings
+from flsl.data.check import check_data
+from flsl.data.files import FILES, Row, read_rows, write_rows
+from flsl.data.images import ImageSet, Strings
+from flsl.runtime.errors import UserError
+
+
+def _image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, "JPEG")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes with three training images and a validation image each."""
+    root = tmp_path / "data"
+    for index, name in enumerate(("cat", "dog")):
+        for number in range(3):
+            _image(root / "train" / name / f"{number}.JPEG", 10 * index + number)
+        _image(root / "val" / name / "v.JPEG", 10 * index + 9)
+    return root
+
+
+def _check(root: Path, out: Path, **options: Any) -> dict[str, Any]:
+    changes = {name: options.pop(name) for name in ("train", "val", "boxes") if name in options}
+    return check_data(ImageFolderSettings(root=str(root), **changes), out, **options)[0]
+
+
+def test_scan_is_torchvisions_image_folder(root: Path) -> None:
+    (root / "train" / "cat" / "notes.txt").write_text("x")
+    _image(root / "train" / "dog" / "deeper" / "z.png", 5)
+    theirs = ImageFolder(str(root / "train"))
+    ours = ImageSet.scan(root, "train")
+    assert list(ours.class_names) == theirs.classes
+    assert {str(ours.path(i)): label for i, label in enumerate(ours.labels.tolist())} == dict(theirs.samples)
+    assert ours.labels.dtype == np.int64
+    with pytest.raises(UserError, match="no such folder"):
+        ImageSet.scan(root, "nothing")
+    (root / "void").mkdir()
+    with pytest.raises(UserError, match="void: holds no images"):
+        ImageSet.scan(root, "void")
+
+
+def test_manifest_and_scan_agree_and_labels_mean_the_same_in_both_splits(root: Path, tmp_path: Path) -> None:
+    (root / "val" / "cat" / "v.JPEG").unlink()
+    (root / "val" / "cat").rmdir()
+    _check(root, tmp_path / "out")
+    train, val = (ImageSet.from_manifest(tmp_path / "out", split) for split in ("train", "val"))
+    scanned = ImageSet.scan(root, "train")
+    assert list(train.paths) == list(scanned.paths)
+    assert train.labels.tolist() == scanned.labels.tolist()
+    assert val.class_names == train.class_names == ("cat", "dog")
+    assert val.labels.tolist() == [1]
+    with pytest.raises(UserError, match=r"has no split 'tests'; there are train, val"):
+        ImageSet.from_manifest(tmp_path / "out", "tests")
+
+
+def test_images_are_loaded_by_index(root: Path) -> None:
+    images = ImageSet.scan(root, "train")
+    assert images.load(4).tobytes() == default_loader(str(root / "train" / "dog" / "1.JPEG")).tobytes()
+
+
+def test_a_split_may_be_named_by_its_folder(root: Path, tmp_path: Path) -> None:
+    (root / "val").rename(root / "test")
+    _check(root, tmp_path / "out", val="test")
+    by_role, by_folder = (ImageSet.from_manifest(tmp_path / "out", name) for name in ("val", "test"))
+    assert list(by_role.paths) == list(by_folder.paths) == ["test/cat/v.JPEG", "test/dog/v.JPEG"]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+@settings(max_examples=100, deadline=None)
+def test_strings_are_a_list_of_strings(strings: list[str]) -> None:
+    ours = Strings(strings)
+    assert list(ours) == strings
+    assert len(ours) == len(strings)
+    assert [ours[i] for i in range(-len(strings), 0)] == strings
+    assert ours[1:] == strings[1:]
+    assert list(pickle.loads(pickle.dumps(ours))) == strings  # noqa: S301
+    with pytest.raises(IndexError):
+        ours[len(strings)]
+
+
+def test_strings_cost_little_more_than_their_characters() -> None:
+    paths = [f"train/n{i // 1300:08d}/n{i // 1300:08d}_{i}.JPEG" for i in range(100_000)]
+    assert len(pickle.dumps(Strings(paths))) < sum(map(len, paths)) + 9 * len(paths)
+
+
+_NAMES = st.text(st.characters(exclude_characters="\0"), min_size=1).map(
+    lambda text: os.fsdecode(text.encode("utf-8", "ignore"))
+)
+
+
+@given(st.lists(st.tuples(_NAMES, _NAMES, st.integers(0, 2**63)), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_files_csv_gives_back_any_name(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
+    folder = tmp_path_factory.mktemp("csv")
+    made = [Row(path, "train", name, 1, 2, "RGB", "JPEG", 3, time, "0" * 16, "ok", "") for path, name, time in rows]
+    write_rows(folder, made)
+    assert list(read_rows(folder / FILES)) == made
+
+
+def test_manifest_imports_neither_torch_nor_pandas() -> None:
+    code = "import sys, flsl.data.manifest; print({'torch', 'pandas', 'torchvision'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
