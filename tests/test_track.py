@@ -31,7 +31,7 @@ from flsl.track.history import Mark, new_points
 from flsl.track.lock import BusyError, sending
 from flsl.track.names import curve_name, is_curve, mlflow_name, mlflow_params
 from flsl.track.store import TrackingError, open_store, shown
-from flsl.track.sync import sync
+from flsl.track.sync import recorded_settings, sync
 
 
 @pytest.fixture(autouse=True)
@@ -465,6 +465,17 @@ def test_a_limit_stops_and_the_next_sync_goes_on(results: Results) -> None:
     with pytest.raises(TrackingError, match="not done within 0 s"):
         sync(results.folder, within=0.0)
     assert sync(results.folder).runs == 3
+
+
+def test_the_projects_own_config_says_where_to(
+    tmp_path: Path, dead_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Results(tmp_path, experiment(tracking={"uri": f"http://127.0.0.1:{dead_port}", "timeout": 1.0}))
+    results.pretrained("base")
+    assert run_sync(results) == 2
+    assert f"http://127.0.0.1:{dead_port}: cannot be reached" in capsys.readouterr().err
+    assert recorded_settings(results.folder) == results.experiment.tracking
+    assert recorded_settings(tmp_path) == TrackingSettings()
 
 
 def test_bad_folders_are_one_line(tmp_path: Path) -> None:
