@@ -4,7 +4,7 @@ CONFIG ?= config/demo.yaml
 PROJECT = results/$(shell sed -n 's/^project: *//p' $(CONFIG))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test lint format bench ui docs
+.PHONY: demo test test-slurm lint format bench ui docs
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,6 +21,9 @@ $(PROJECT)/report.html: $(PROJECT)/summary.md
 
 test: .venv/installed ## the tests but those that need a SLURM cluster
 	pytest
+
+test-slurm: .venv/installed ## on a real SLURM: installs and starts one (Debian or Ubuntu, root); FLSL_SLURM=1 uses yours
+	tests/slurm/with-slurm.sh pytest tests/slurm
 
 lint: .venv/installed ## what CI holds the code against
 	ruff format --check .

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from flsl.config.base import NonNegative, Settings, Slug
+from flsl.config.cluster import ClusterSettings
 from flsl.config.compute import ComputeSettings
 from flsl.config.data import DataSettings
 from flsl.config.detect import DetectionSettings
@@ -78,4 +79,5 @@ class Experiment(Settings):
     detection: DetectionSettings = Field(DetectionSettings(), description="Mask R-CNN on COCO, and UAVDT.")
     davis: DavisSettings = Field(DavisSettings(), description="Video object segmentation.")
     compute: ComputeSettings = Field(ComputeSettings(), description="Devices, threads, intervals: speed, not results.")
+    cluster: ClusterSettings = Field(ClusterSettings(), description="The job of `flsl submit pretrain`.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
