@@ -83,7 +83,7 @@ def _look(data: bytes, holds: Holds, decode: bool) -> tuple[int, int, str, str, 
                     ids = _mask_ids(image)
                 elif format_ == "JPEG":
                     # Pillow stopped where the coded pixels begin; in these the marker cannot occur by chance
-                    if data.find(_JPEG_END, stream.tell()) < 0:
+                    if not data.endswith(_JPEG_END) and data.find(_JPEG_END, stream.tell()) < 0:
                         raise EOFError("no end-of-image marker")
                 elif format_ == "PNG":
                     image.verify()

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from flsl.cli import main
 from flsl.config.data import ImageFolderSettings
-from flsl.data import listing
+from flsl.data import files, listing
 from flsl.data.check import check_data
 from flsl.data.images import ImageSet
 from flsl.data.manifest import load_manifest
