@@ -63,7 +63,13 @@ def _add_evaluate(sub: Commands) -> None:
     parser.add_argument("--masks", type=Path, required=True, metavar="DIR", help="predicted masks, as propagate writes")
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="file for the figures and tables")
     _previews_argument(parser, "folder of the records of `propagate`, which tell the settings")
-    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a processor)")
+    parser.add_argument("--sheets", type=Path, metavar="DIR", help="copy the sequences' contact sheets there")
+    parser.add_argument(
+        "--where-annotated",
+        action="store_true",
+        help="of a split with no annotations but the first frames' (test-dev), write a record without figures",
+    )
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes at most (default: one a processor)")
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,13 +122,19 @@ def _method(args: argparse.Namespace, settings: Experiment) -> Method:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from flsl.video.davis_eval import evaluate_to_file
+    from flsl.video.figures import Made, write_figures
 
     settings = _experiment(args)
-    name = args.name or args.run_name or args.masks.name
-    previews = args.previews or args.masks.parent / "previews"
-    record = evaluate_to_file(
-        _root(args, settings), args.masks, settings.davis, args.out, name, args.sequences, args.jobs, previews
+    record = write_figures(
+        _root(args, settings),
+        Made(args.masks, args.previews or args.masks.parent / "previews"),
+        settings.davis,
+        args.out,
+        args.name or args.run_name or args.masks.name,
+        args.sequences,
+        args.jobs,
+        args.sheets,
+        args.where_annotated,
     )
     for metric, value in record["metrics"].items():
         print(f"{metric}\t{value:.2f}")

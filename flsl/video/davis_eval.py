@@ -26,10 +26,8 @@ import numpy as np
 
 from flsl.config.video import DavisSettings
 from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import StageRecord
 from flsl.runtime.progress import track, warn
 from flsl.video.davis_measures import Values, region_and_contour, statistics
-from flsl.video.records import made_how
 from flsl.video.sequences import (
     VOID,
     LabelMap,
@@ -38,7 +36,6 @@ from flsl.video.sequences import (
     read_first_mask,
     read_mask,
     sequence_names,
-    split_list,
 )
 
 _FRAMES_A_PIECE = 16  # pieces, not whole sequences, so that long and short ones fill the processes alike
@@ -106,38 +103,6 @@ def evaluate(
     objects = [row for name in names for row in _object_rows(name, measured[name], masks / name)]
     sequences = [_sequence_row(name, measured[name], objects) for name in names]
     return Evaluation({f"davis/{name}": value for name, value in _means(objects).items()}, sequences, objects)
-
-
-def evaluate_to_file(
-    root: Path,
-    masks: Path,
-    settings: DavisSettings,
-    out: Path,
-    run: str,
-    only: Iterable[str] = (),
-    processes: int = 0,
-    previews: Path | None = None,
-) -> dict[str, Any]:
-    """Evaluate as :func:`evaluate` does and write ``metrics.json``, with the tables ``sequences`` and ``objects``.
-
-    Args:
-        root, masks, settings, only, processes: as for :func:`evaluate`.
-        out: the file.
-        run: the run's name.
-        previews: folder with the sequences' records, where propagation made the masks; its settings become params.
-
-    Returns:
-        what was written.
-
-    Raises:
-        UserError: as :func:`evaluate`, and when the records say that sequences were made in different ways.
-    """
-    names = sequence_names(root, settings, only)
-    how = made_how(previews, names) if previews is not None else {}
-    where = {"split": settings.split, "year": settings.year, "resolution": settings.resolution}
-    record = StageRecord("davis", run, {**where, **how}, [split_list(root, settings)])
-    found = evaluate(root, masks, settings, names, processes)
-    return record.write(out, found.metrics, sequences=found.sequences, objects=found.objects)
 
 
 def _pieces(root: Path, masks: Path, name: str, settings: DavisSettings) -> Iterator[_Piece]:

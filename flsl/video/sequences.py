@@ -114,6 +114,11 @@ def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, 
     return masks
 
 
+def is_annotated(root: Path, name: str, settings: DavisSettings) -> bool:
+    """Tell whether more than the first frame of a sequence has a mask."""
+    return len(list((root / "Annotations" / settings.resolution / name).glob("*.png"))) > 1
+
+
 def predicted(folder: Path, name: str, truth: Sequence[Path]) -> tuple[Path, ...]:
     """Return the predicted masks' paths, named as the masks of the ground truth ``truth``.
 

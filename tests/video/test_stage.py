@@ -179,6 +179,22 @@ def test_splits_years_and_sequences_are_chosen_on_the_command_line(davis, tmp_pa
     assert [path.name for path in (tmp_path / "b" / "m").iterdir()] == ["one"]
 
 
+def test_a_split_without_annotations_gives_masks_and_a_record_without_figures(davis, tmp_path, capsys):
+    (davis / "ImageSets/2017/test-dev.txt").write_text("one\n")
+    for path in sorted((davis / "Annotations/480p/one").iterdir())[1:]:
+        path.unlink()
+    chosen = ["--davis", davis, "--split", "test-dev"]
+    masks, out = tmp_path / "a" / "masks", tmp_path / "a" / "metrics.json"
+    assert run("propagate", *chosen, "--copy-first-mask", "--out", masks) == 0
+    assert run("evaluate", *chosen, "--masks", masks, "--out", out) == 2
+    assert "only the first frame is annotated" in capsys.readouterr().err
+    assert not out.exists()
+    sheets = tmp_path / "a" / "sheets"
+    assert run("evaluate", *chosen, "--masks", masks, "--out", out, "--where-annotated", "--sheets", sheets) == 0
+    assert json.loads(out.read_text())["metrics"] == {}
+    assert listing(sheets) == ["one.jpg"]
+
+
 def test_masks_made_with_several_settings_are_not_evaluated_together(davis, tmp_path, capsys):
     masks = tmp_path / "masks"
     common = ["propagate", "--davis", davis, "--out", masks, "--random-init", *TINY]

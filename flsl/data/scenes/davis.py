@@ -64,6 +64,13 @@ def names(settings: ScenesSettings) -> list[str]:
     return [f"scene-{index:02d}" for index in range(settings.davis_sequences)]
 
 
+def splits(settings: ScenesSettings) -> dict[str, list[str]]:
+    """Return the sequences' names by split."""
+    # the evaluation needs `val`: it has the odd one
+    half = settings.davis_sequences // 2
+    return {"train": names(settings)[:half], "val": names(settings)[half:]}
+
+
 def tasks(settings: ScenesSettings) -> list[Task]:
     """Return (sequence, first, last) pieces of the work."""
     pieces = cut(settings.davis_frames, 10)
@@ -91,9 +98,7 @@ def finish(settings: ScenesSettings, folder: Path, results: list[None]) -> dict[
     """Write the lists of sequences; return the counts of what was made."""
     lists = folder / "ImageSets/2017"
     lists.mkdir(parents=True)
-    # the evaluation needs `val`: it has the odd one
-    half = settings.davis_sequences // 2
-    for split, members in (("train", names(settings)[:half]), ("val", names(settings)[half:])):
+    for split, members in splits(settings).items():
         (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in members), encoding="utf-8")
     return {"sequences": settings.davis_sequences, "frames_each": settings.davis_frames}
 

@@ -1,0 +1,74 @@
+"""The evaluation stage: DAVIS' figures as ``metrics.json``, and the contact sheets of what was evaluated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flsl.config.video import DavisSettings
+from flsl.runtime.errors import require_file
+from flsl.runtime.outputs import StageRecord, atomic
+from flsl.runtime.progress import warn
+from flsl.video.davis_eval import evaluate
+from flsl.video.records import made_how
+from flsl.video.sequences import is_annotated, sequence_names, split_list
+
+
+@dataclass(frozen=True)
+class Made:
+    """What propagation has made.
+
+    Attributes:
+        masks: folder of the predicted masks, ``<sequence>/%05d.png``.
+        previews: folder of the sequences' records and contact sheets; it may be missing for masks from elsewhere.
+    """
+
+    masks: Path
+    previews: Path
+
+
+def write_figures(
+    root: Path,
+    made: Made,
+    settings: DavisSettings,
+    out: Path,
+    run: str,
+    only: Iterable[str] = (),
+    processes: int = 0,
+    sheets: Path | None = None,
+    where_annotated: bool = False,
+) -> dict[str, Any]:
+    """Evaluate masks and write ``metrics.json``, with the tables ``sequences`` and ``objects`` beside the figures.
+
+    Args:
+        root: DAVIS' folder.
+        made: the masks and the records that tell with which settings they were made.
+        settings: year, split and resolution.
+        out: the file.
+        run: the run's name.
+        only: sequences to evaluate; empty takes the split's.
+        processes: number of processes at most; 0 takes one a processor.
+        sheets: folder to copy the sequences' contact sheets to.
+        where_annotated: of a split with no annotations but the first frames', write a record without figures.
+
+    Returns:
+        what was written.
+
+    Raises:
+        UserError: as :func:`flsl.video.davis_eval.evaluate`, and when sequences were made with different settings.
+    """
+    names = sequence_names(root, settings, only)
+    where = {"split": settings.split, "year": settings.year, "resolution": settings.resolution}
+    record = StageRecord("davis", run, {**where, **made_how(made.previews, names)}, [split_list(root, settings)])
+    if sheets is not None:
+        for name in names:
+            with atomic(sheets / f"{name}.jpg") as path:
+                shutil.copyfile(require_file(made.previews / f"{name}.jpg", f"the contact sheet of {name}"), path)
+    if where_annotated and not any(is_annotated(root, name, settings) for name in names):
+        warn(f"{split_list(root, settings)}: only first frames are annotated; there are no figures, only masks")
+        return record.write(out, {})
+    found = evaluate(root, made.masks, settings, names, processes)
+    return record.write(out, found.metrics, sequences=found.sequences, objects=found.objects)
