@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pycocotools.coco import COCO
-from tiny_coco import tiny_experiment
+from tiny_coco import tiny_experiment, write_uavdt
 
 from flsl.cli import main
 from flsl.detect.coco_eval import evaluate_files
@@ -97,6 +100,40 @@ def test_the_loss_falls(tiny: Path, tmp_path: Path, engine: str) -> None:
     run("coco", tiny_experiment(tiny, f"detection.engine={engine}", *more), RANDOM, tmp_path / "out", "base")
     losses = [line["loss"] for line in read_history(tmp_path / "out/history.jsonl") if line["kind"] == "step"]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_uavdt_from_frames_to_the_official_figures(tmp_path: Path, engine: str) -> None:
+    write_uavdt(tmp_path / "uavdt", train=["M0101"], test=["M0208"], frames=4)
+    root = f"data.uavdt={{root: {tmp_path / 'uavdt'}, frames: frames, ground_truth: gt}}"
+    experiment = tiny_experiment(tmp_path, root, f"detection.engine={engine}", "detection.uavdt.stride=1")
+    out = tmp_path / "out"
+    record = run("uavdt", experiment, RANDOM, out, "base")
+    assert record is not None
+    assert {"uavdt/AP@0.7", "uavdt/AP@0.7/day", "uavdt/coco/AP50"} <= record["metrics"].keys()
+    detections = json.loads((out / "detections.json").read_text())
+    assert detections
+    assert not any("segmentation" in entry for entry in detections)
+    assert {entry["image_id"] // 1_000_000 for entry in detections} == {208}
+    COCO(str(out / "test.json")).loadRes(str(out / "detections.json"))
+    evaluate = ["uavdt", "evaluate", "--gt", str(tmp_path / "uavdt/gt"), "--out", str(tmp_path / "m.json")]
+    assert main([*evaluate, "--detections", str(out / "detections.json")]) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["metrics"] == record["metrics"]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_write_once(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_experiment(tiny).plain()))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flsl"]
+    arguments = ["detect", "train", "--stage", "coco", "--random-init", "--config", str(tmp_path / "tiny.yaml")]
+    done = subprocess.run(
+        [*command, *arguments, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert "coco/segm/AP" in record["metrics"]
+    steps = [line["step"] for line in read_history(tmp_path / "out/history.jsonl") if line["kind"] == "step"]
+    assert steps == [2, 4, 6]
 
 
 def test_changed_settings_start_anew_and_keep_the_old_files(tiny: Path, tmp_path: Path) -> None:

@@ -49,6 +49,22 @@ def write_coco(root: Path, count: int = 6, seed: int = 0) -> dict[str, Any]:
     return data
 
 
+def write_uavdt(root: Path, train: list[str], test: list[str], frames: int) -> None:
+    """Write sequences of 64×56 frames with one moving red vehicle, in UAVDT's layout."""
+    (root / "gt").mkdir(parents=True)
+    for name in (*train, *test):
+        (root / "frames" / name).mkdir(parents=True)
+        rows = []
+        for frame in range(1, frames + 1):
+            pixels = np.full((56, 64, 3), 120, np.uint8)
+            x = 4 * frame
+            pixels[20:36, x : x + 20] = COLOURS[3]
+            Image.fromarray(pixels).save(root / "frames" / name / f"img{frame:06d}.jpg")
+            rows.append(f"{frame},1,{x},20,20,16,1,1,1")
+        (root / "gt" / f"{name}_gt_whole.txt").write_text("\n".join(rows))
+        (root / "gt" / f"{name}_gt_ignore.txt").write_text("1,1,0,0,10,10,1,-1,-1\n")
+
+
 def tiny_experiment(root: Path, *overrides: str) -> Experiment:
     """Return settings of a detector of a few weights on the made data."""
     sizes = {"short_sides": [48, 56], "long_side": 96, "crop_short_sides": [48], "crop_range": [32, 48]}
@@ -69,8 +85,8 @@ def tiny_experiment(root: Path, *overrides: str) -> Experiment:
                 "channels": 16, "anchor_sizes": [8, 16, 24, 32, 48], "box_hidden": 32, "mask_convs": 1,
                 "regions": 16, "anchors": 32, "proposals_train": 50, "proposals_test": 30, "score_threshold": 0.01,
             },
-            "coco": recipe,
-            "uavdt": recipe,
+            "coco": dict(recipe),
+            "uavdt": dict(recipe),
         },
         "compute": {"workers": 0, "log_every": 2, "threads": 1, "device": "cpu", "checkpoint_steps": 2},
     }  # fmt: skip
