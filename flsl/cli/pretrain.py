@@ -47,30 +47,14 @@ timm_model and timm_arguments: timm.create_model(timm_model, checkpoint_path=FIL
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from flsl.data.images import ImageSet
-    from flsl.data.manifest import MANIFEST, load_manifest
-    from flsl.pretrain.online_knn import build_online_knn
-    from flsl.pretrain.trainer import Job, pretrain
+    from flsl.pretrain.stage import pretrain_folder
     from flsl.runtime.distributed import is_main_process
     from flsl.track.start import start_following
 
     settings = experiment(args)
-    is_main = is_main_process()
-    manifest = load_manifest(args.images)
-    images = ImageSet.from_manifest(args.images, "train")
-    job = Job(
-        settings=settings.pretrain,
-        compute=settings.compute,
-        seed=settings.seed,
-        data=manifest["content_sha256"],
-        out=args.out,
-        run=args.name or args.run_name or "base",
-        inputs=[args.images / MANIFEST],
-        online_knn=build_online_knn(args.images, settings.pretrain, settings.compute.workers) if is_main else None,
-    )
-    following = start_following(args.out, settings) if is_main else None
+    following = start_following(args.out, settings) if is_main_process() else None
     try:
-        metrics = pretrain(job, images)
+        metrics = pretrain_folder(settings, args.images, args.out, args.name or args.run_name or "base")
     finally:
         if following is not None:
             following.stop()

@@ -19,7 +19,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 class StopRequest:
     """Collects the signals while the body of ``with`` runs, and agrees on them over all ranks.
 
-    A second signal ends the process as if nothing had caught the first.
+    A second Ctrl-C ends the process at once. Other signals may come again while the stage saves: a cluster sends
+    several for one preemption or time limit.
     """
 
     def __init__(self) -> None:
@@ -41,10 +42,10 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum:
+        if self.signum == signum == signal.SIGINT:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
-        self.signum = signum
+        self.signum = self.signum or signum
 
     def agreed(self) -> int:
         """Return the signal that all ranks act on at this step, or 0; to be called by every rank at every step.

@@ -1,0 +1,8 @@
+"""Pretraining as a job of its own, on SLURM or this machine: submit, wait, re-attach, requeue.
+
+What waits for a job imports neither torch nor pandas: dozens of waiting processes must fit on a login node.
+"""
+
+from flsl.launch.submit import submit_pretrain
+
+__all__ = ["submit_pretrain"]

@@ -1,0 +1,192 @@
+"""From settings to a job: what is asked of submitit's AutoExecutor, and what could never be granted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flsl.config.cluster import ClusterSettings
+from flsl.config.experiment import Experiment
+from flsl.launch.queue import run
+from flsl.launch.task import PretrainTask
+from flsl.runtime.errors import UserError, nearest
+
+_SETTING_OF = (
+    ("partition", "cluster.partition"),
+    ("account", "cluster.account"),
+    ("qos", "cluster.qos"),
+    ("feature", "cluster.constraint"),
+    ("memory", "cluster.memory_gb"),
+    ("time limit", "cluster.minutes"),
+    ("node configuration", "cluster.nodes, gpus_per_node, cpus_per_task or memory_gb"),
+    ("node count", "cluster.nodes"),
+)
+
+
+def resolve_kind(settings: ClusterSettings) -> str:
+    """Return ``slurm`` or ``local``: where a submitted job runs."""
+    if settings.kind in ("slurm", "local"):
+        return settings.kind
+    return "slurm" if shutil.which("sbatch") else "local"
+
+
+def gpus_per_node(experiment: Experiment) -> int:
+    """Return the GPUs that are asked for on each node."""
+    asked = experiment.cluster.gpus_per_node
+    return asked if asked is not None else int(experiment.compute.device != "cpu")
+
+
+def tasks_per_node(experiment: Experiment) -> int:
+    """Return the processes on each node: one a GPU unless the settings say otherwise."""
+    return experiment.cluster.tasks_per_node or max(1, gpus_per_node(experiment))
+
+
+def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dict[str, Any]:
+    """Return the parameters for ``AutoExecutor.update_parameters``."""
+    settings, gpus, tasks = experiment.cluster, gpus_per_node(experiment), tasks_per_node(experiment)
+    shape: dict[str, int | None]
+    if kind == "local":
+        # one node only: this machine takes the processes of all
+        shape = {"nodes": 1, "tasks_per_node": settings.nodes * tasks, "gpus_per_node": settings.nodes * gpus}
+    else:
+        shape = {"nodes": settings.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus or None}
+    slurm = {
+        "job_name": job_name,
+        "cpus_per_task": settings.cpus_per_task,
+        "mem": f"{round(settings.memory_gb * 1024)}MB" if settings.memory_gb is not None else None,
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+        "signal_delay_s": settings.signal_seconds,
+        "setup": settings.setup or None,
+        # a rank that ends with an error ends the others, which would wait for it until the time limit
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
+        # SLURM brings the job back by itself after a preemption and after a node that fails
+        "additional_parameters": {"requeue": True, **settings.extra},
+    }
+    if kind == "local":
+        return {**shape, "timeout_min": settings.minutes, "local_setup": settings.setup or None}
+    return {**shape, "timeout_min": settings.minutes, **{f"slurm_{name}": value for name, value in slurm.items()}}
+
+
+def submit(kind: str, experiment: Experiment, task: PretrainTask, job_name: str, folder: Path) -> str:
+    """Submit the job and return its number.
+
+    Args:
+        kind: ``slurm`` or ``local``.
+        experiment: its ``cluster`` says what to ask for.
+        task: what every process does.
+        job_name: the job's name in SLURM.
+        folder: for logs and submitit's files.
+
+    Raises:
+        UserError: when SLURM refuses the request.
+    """
+    parameters = executor_parameters(kind, experiment, job_name)
+    if kind == "local":
+        return _submit_detached(parameters, task, folder, experiment.cluster.requeues)
+    check_request(experiment)
+    import submitit
+    from submitit.helpers import clean_env
+
+    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=experiment.cluster.requeues)
+    executor.update_parameters(**parameters)
+    # within another job (an interactive shell on a node), its shape would be inherited
+    with clean_env():
+        try:
+            return str(executor.submit(task).job_id)
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(_refusal(str(error))) from None
+
+
+def check_request(experiment: Experiment) -> None:
+    """Refuse what SLURM would queue for ever: more nodes or time than the partition has.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    settings = experiment.cluster
+    partitions = read_partitions()
+    if not partitions:
+        return
+    named = (
+        settings.partition.split(",")
+        if settings.partition
+        else [name for name, facts in partitions.items() if facts.get("Default") == "YES"]
+    )
+    problems = []
+    for name in named:
+        if name not in partitions:
+            raise UserError(
+                f"cluster.partition: there is no partition '{name}'{nearest(name, partitions)}; "
+                f"there are {', '.join(partitions)}"
+            )
+        problems.append(_too_much(settings, name, partitions[name]))
+    if problems and all(problems):
+        raise UserError(str(problems[0]))
+
+
+def read_partitions() -> dict[str, dict[str, str]]:
+    """Return what ``scontrol show partition`` says of each partition; nothing where it does not answer."""
+    code, out, _ = run(["scontrol", "show", "partition", "--oneliner"])
+    if code:
+        return {}
+    facts = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in out.splitlines() if line.strip()]
+    return {entry["PartitionName"]: entry for entry in facts if "PartitionName" in entry}
+
+
+def _too_much(settings: ClusterSettings, name: str, facts: dict[str, str]) -> str | None:
+    """Say what of the request the partition cannot grant."""
+    most = [int(facts[key]) for key in ("TotalNodes", "MaxNodes") if facts.get(key, "").isdigit()]
+    if most and settings.nodes > min(most):
+        return f"cluster.nodes: {settings.nodes} are more than the {min(most)} of partition '{name}'"
+    limit = minutes_of(facts.get("MaxTime", ""))
+    if limit is not None and settings.minutes > limit:
+        return f"cluster.minutes: {settings.minutes} are more than the {limit} that partition '{name}' allows"
+    if facts.get("State", "UP") in ("DOWN", "DRAIN", "INACTIVE"):
+        return f"cluster.partition: '{name}' takes no jobs now (its state is {facts['State']})"
+    return None
+
+
+def minutes_of(text: str) -> int | None:
+    """Return a time of SLURM's (``[days-]hours:minutes:seconds``) in minutes; ``None`` for no limit."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if not found:
+        return None
+    days, hours, minutes, _ = (int(part or 0) for part in found.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def _refusal(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = re.sub(
+        r"^sbatch: (error: )?(Batch job submission failed: )?", "", lines[-1] if lines else "no reason told"
+    )
+    setting = next((name for sign, name in _SETTING_OF if sign in reason.lower()), "cluster")
+    return f"{setting}: sbatch refuses the job: {reason}"
+
+
+def _submit_detached(parameters: dict[str, Any], task: PretrainTask, folder: Path, requeues: int) -> str:
+    """Start a job on this machine in a session of its own, which neither Ctrl-C nor a closing terminal ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    request = {"parameters": parameters, "task": asdict(task), "folder": str(folder), "requeues": requeues}
+    started = subprocess.run(
+        [sys.executable, "-m", "flsl.launch.detached"],
+        input=json.dumps(request),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
+        check=False,
+    )
+    if started.returncode:
+        raise RuntimeError(f"the job could not be started on this machine (exit code {started.returncode})")
+    return started.stdout.strip()

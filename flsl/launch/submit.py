@@ -1,0 +1,180 @@
+"""``flsl submit pretrain``: submit a job or find the one that is there, wait for it, take its result."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from flsl.config.experiment import Experiment
+from flsl.launch import request
+from flsl.launch.attempts import read_attempts
+from flsl.launch.live import Live
+from flsl.launch.outcome import Outcome, log_end, log_path
+from flsl.launch.queue import cancel, find_by_name
+from flsl.launch.record import JobRecord, only_one
+from flsl.launch.task import PretrainTask, deliver_result
+from flsl.launch.wait import Interrupted, alive, end_job, process_started, wait
+from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import read_json, sha256_json
+from flsl.runtime.progress import say, warn
+from flsl.track.start import start_following
+
+
+def submit_pretrain(
+    experiment: Experiment, images: Path, out: Path, run: str, force: bool = False, waits: bool = True
+) -> None:
+    """Have a run pretrained by a job of its own, and wait for it.
+
+    A job that an earlier call submitted for the same settings and data is found again by ``out/job.json``.
+
+    Args:
+        experiment: the resolved settings; ``cluster`` says what to ask for.
+        images: folder that ``flsl data check`` wrote.
+        out: the stage's folder; logs go to ``out/job``.
+        run: the run's name.
+        force: end a job of other settings, and submit anew.
+        waits: without, return once the job is submitted.
+
+    Raises:
+        UserError: when SLURM refuses the request, the job failed, or it belongs to other settings.
+        Interrupted: when this process was told to end; the job goes on.
+    """
+    data = read_json(images / "manifest.json", "the manifest that `flsl data check` writes")["content_sha256"]
+    recipe = sha256_json({"pretrain": experiment.pretrain.plain(), "seed": experiment.seed, "data": data})
+    out = out.absolute()
+    with only_one(out):
+        record = _attach(experiment, out, recipe, force)
+        if record is not None and record.state == "complete" and record.told and deliver_result(out):
+            say(f"{out}: complete, by job {record.job_id}")
+            return
+        task = PretrainTask(
+            settings=experiment.plain(),
+            images=str(images.absolute()),
+            out=str(out),
+            run=run,
+            launch=record.launch if record is not None else secrets.token_hex(4),
+            requeues=experiment.cluster.requeues,
+        )
+        if record is None or record.state != "submitted":
+            record = _submit(experiment, task, recipe)
+        if waits:
+            _wait(experiment, task, record)
+
+
+def _attach(experiment: Experiment, out: Path, recipe: str, force: bool) -> JobRecord | None:
+    """Return the record of the job that the folder belongs to, where it is to be waited for or its result taken."""
+    record = JobRecord.read(out)
+    if record is not None and record.job_id is None:
+        # killed between the submission and its record: SLURM knows the job by its name
+        found = find_by_name(record.job_name) if record.cluster == "slurm" else None
+        record = record.write(out, job_id=found) if found else None
+    if record is None or (record.told and record.state == "failed"):
+        return None
+    if record.state == "complete":
+        return record if record.config_sha256 == recipe else None
+    if record.cluster == "local" and record.host != socket.gethostname():
+        raise UserError(f"{out}: its job was started on {record.host}, and is waited for there; --force does not help")
+    going_on = alive(record, experiment.cluster)
+    if record.config_sha256 != recipe:
+        if not going_on:
+            return None
+        if not force:
+            raise UserError(
+                f"{out}: job {record.job_id} is queued or running with other settings or data; wait for it, or let "
+                "--force cancel it and submit anew"
+            )
+        say(f"cancelling job {record.job_id}, which has other settings")
+        end_job(record, experiment.cluster)
+        return None
+    say(f"re-attached to job {record.job_id}" if going_on else f"job {record.job_id} has ended meanwhile")
+    return record
+
+
+def _submit(experiment: Experiment, task: PretrainTask, recipe: str, lost: tuple[str, ...] = ()) -> JobRecord:
+    """Submit the job; its record is written before and after."""
+    out, kind = Path(task.out), request.resolve_kind(experiment.cluster)
+    if kind == "local":
+        task = replace(task, visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    name = f"flsl-{task.run}-{task.launch}-{len(lost)}"
+    tasks = experiment.cluster.nodes * request.tasks_per_node(experiment)
+    before = JobRecord.read(out)
+    record = replace(JobRecord.new(task.launch, kind, recipe, name, tasks), lost=lost).write(out)
+    try:
+        job_id = request.submit(kind, experiment, task, name, out / "job")
+    except UserError:
+        # nothing was submitted
+        if before is not None:
+            before.write(out)
+        else:
+            (out / "job.json").unlink()
+        raise
+    started = process_started(int(job_id)) if kind == "local" else None
+    record = record.write(out, job_id=job_id, process_started=started)
+    shape = f"{experiment.cluster.nodes} nodes" if kind == "slurm" else "this machine"
+    say(f"submitted job {job_id}: {tasks} processes on {shape}; its log: {log_path(out / 'job', job_id)}")
+    return record
+
+
+def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord) -> None:
+    """Wait for the job, and for those that take its place when it is lost."""
+    out, settings = Path(task.out), experiment.cluster
+    following = start_following(out, experiment)
+    try:
+        while True:
+            what = f"{task.run}: job {record.job_id}"
+            with Live(what, out / "history.jsonl", experiment.pretrain.epochs) as live:
+                outcome = wait(record, out / "job", settings, live)
+            starts = len(read_attempts(out, record.launch))
+            if outcome.kind != "lost":
+                break
+            if starts > settings.requeues or len(record.lost) >= settings.requeues:
+                reason = f"{outcome.message}; it has started {starts} times (cluster.requeues: {settings.requeues})"
+                outcome = Outcome("failed", reason, outcome.log)
+                break
+            warn(f"{outcome.message}; it goes on from its last checkpoint in another job")
+            assert record.job_id is not None
+            record = _submit(experiment, task, record.config_sha256, (*record.lost, record.job_id))
+    except Interrupted as stop:
+        raise _interrupted(record, settings.cancel_on_interrupt, stop) from None
+    finally:
+        following.stop()
+    if outcome.kind == "complete":
+        _take(out, settings.latency_seconds)
+    record.write(out, state=outcome.kind, told=True)
+    if outcome.kind == "failed":
+        if outcome.log is not None and (lines := log_end(outcome.log)):
+            say(f"the end of {outcome.log}:")
+            for line in lines:
+                say(f"  {line}")
+        raise UserError(outcome.message)
+    say(f"{out}: complete, by job {record.job_id} ({starts} attempts)")
+
+
+def _take(out: Path, latency: float) -> None:
+    """Wait until the finished files are seen here."""
+    end = time.monotonic() + latency
+    while not deliver_result(out):
+        if time.monotonic() > end:
+            raise UserError(
+                f"{out}: the job is complete, but its files are not seen here after {latency:g} s "
+                "(cluster.latency_seconds); is the folder shared with the compute nodes?"
+            )
+        time.sleep(1.0)
+
+
+def _interrupted(record: JobRecord, cancels: bool, stop: Interrupted) -> Interrupted:
+    command = f"scancel {record.job_id}" if record.cluster == "slurm" else f"kill {record.job_id}"
+    if cancels:
+        if record.cluster == "slurm":
+            cancel(str(record.job_id))
+        else:
+            os.kill(int(str(record.job_id)), 15)
+        return Interrupted(f"interrupted: job {record.job_id} is cancelled", stop.signum)
+    return Interrupted(
+        f"interrupted: job {record.job_id} goes on, and the same command finds it again; `{command}` cancels it",
+        stop.signum,
+    )

@@ -1,0 +1,135 @@
+"""Waiting for a job, on SLURM or on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from flsl.config.cluster import ClusterSettings
+from flsl.launch.live import Live
+from flsl.launch.outcome import Outcome, judge
+from flsl.launch.queue import JobState, SharedQueue, cancel
+from flsl.launch.record import JobRecord
+from flsl.runtime.errors import Stopped
+
+_TICK = 0.5
+_UNKNOWN_FOR = 60.0
+"""Seconds after which a job that SLURM does not know counts as ended: its accounting may be slow."""
+
+
+class Interrupted(Stopped):
+    """The waiting process was told to end; the job goes on."""
+
+
+def wait(record: JobRecord, folder: Path, settings: ClusterSettings, live: Live) -> Outcome:
+    """Wait until the job ends, and say how.
+
+    Success is what all of its processes have left as submitit's results; an error counts only once the scheduler says
+    that the job has ended, as a requeued one starts anew.
+
+    Raises:
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP.
+    """
+    assert record.job_id is not None
+    with _interruptible(), _watching(record, settings) as watch:
+        ended: float | None = None
+        unknown = time.monotonic()
+        while True:
+            if _complete(record, folder):
+                return Outcome("complete", f"job {record.job_id} is complete")
+            state = watch()
+            if state is not None:
+                live.update(state)
+            if state is None or state.state != "UNKNOWN":
+                unknown = time.monotonic()
+            over = state is not None and (state.over or time.monotonic() - unknown > _UNKNOWN_FOR)
+            if over and state is not None:
+                ended = ended or time.monotonic()
+                # files that the last process wrote may be seen late; where it failed, there may be none to wait for
+                late = settings.latency_seconds if state.state in ("COMPLETED", "ENDED") else 5.0
+                patience = min(late, settings.latency_seconds)
+                if time.monotonic() - ended > patience or (state.state == "ENDED" and patience == 0):
+                    return judge(folder, record.job_id, record.tasks, state, settings)
+            else:
+                ended = None
+            time.sleep(_TICK)
+
+
+def alive(record: JobRecord, settings: ClusterSettings) -> bool:
+    """Tell whether a submitted job is still queued or running."""
+    with _watching(record, settings) as watch:
+        end = time.monotonic() + _UNKNOWN_FOR
+        while (state := watch()) is None and time.monotonic() < end:
+            time.sleep(_TICK)
+    return state is not None and not state.over and state.state != "UNKNOWN"
+
+
+def end_job(record: JobRecord, settings: ClusterSettings) -> None:
+    """Cancel a job and wait until it is gone."""
+    assert record.job_id is not None
+    if record.cluster == "slurm":
+        cancel(record.job_id)
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(record.job_id), signal.SIGTERM)
+    while alive(record, settings):
+        time.sleep(_TICK)
+
+
+def process_started(pid: int) -> float | None:
+    """Return when a process of this machine began, in seconds since 1970, or ``None`` when there is none."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return None
+
+
+def _complete(record: JobRecord, folder: Path) -> bool:
+    """Tell whether every process has left a result, and none an error."""
+    import submitit
+
+    assert record.job_id is not None
+    # the time of the folder is set anew so that a client of a network file system looks again
+    with contextlib.suppress(OSError):
+        folder.chmod(folder.stat().st_mode)
+    ranks = [submitit.Job(folder, record.job_id, tasks=(rank,)) for rank in range(record.tasks)]
+    return all(rank.paths.result_pickle.exists() for rank in ranks) and all(rank.exception() is None for rank in ranks)
+
+
+@contextlib.contextmanager
+def _watching(record: JobRecord, settings: ClusterSettings):  # type: ignore[no-untyped-def]
+    """Yield a function that returns the job's state."""
+    assert record.job_id is not None
+    if record.cluster == "local":
+        pid, began = int(record.job_id), record.process_started
+
+        def look() -> JobState:
+            return JobState("RUNNING" if began is not None and process_started(pid) == began else "ENDED")
+
+        yield look
+        return
+    queue = SharedQueue(settings.poll_seconds)
+    job_id = record.job_id
+    yield lambda: queue.look(job_id)
+    queue.forget(job_id)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("interrupted", number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
