@@ -33,10 +33,12 @@ _COLOURS = (
 def draw_predictions(
     truth: Annotations, results: list[Record], images: Path, folder: Path, count: int, threshold: float = 0.3
 ) -> list[Path]:
-    """Write ``<image id>.png`` of ``count`` images spread over the set: ground truth left, predictions right.
+    """Write ``prediction-<image id>.png`` of ``count`` images of the set: ground truth left, predictions right.
 
-    Detections below ``threshold`` are not drawn. Returns the files written.
+    Detections below ``threshold`` are not drawn; older pictures in the folder are removed. Returns the files written.
     """
+    for old in folder.glob("prediction-*.png"):
+        old.unlink()
     records = list(truth.images.values())
     chosen = [records[index] for index in np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)]
     written = []
@@ -45,7 +47,7 @@ def draw_predictions(
         mine = [entry for entry in truth.annotations if entry["image_id"] == record["id"]]
         found = [r for r in results if r["image_id"] == record["id"] and r["score"] >= threshold]
         both = torch.cat([_drawn(image, part, truth) for part in (mine, found)], 2)
-        path = folder / f"{record['id']}.png"
+        path = folder / f"prediction-{record['id']}.png"
         with atomic(path) as temporary:
             Image.fromarray(both.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
         written.append(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +30,7 @@ Stage = Literal["coco", "uavdt"]
 def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, name: str) -> Mapping[str, Any] | None:
     """Run one stage; a stage that was killed goes on from its last checkpoint when started again.
 
-    The folder gets ``history.jsonl``, ``model.pth``, ``detections.json`` (COCO results), ``predictions/*.png`` (ground
+    The folder gets ``history.jsonl``, ``model.pth``, ``detections.json`` (COCO results), ``prediction-*.png`` (ground
     truth beside predictions) and at the end ``metrics.json``; for UAVDT also the ground truth in COCO's form.
 
     Args:
@@ -72,8 +71,7 @@ def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, 
     if results is None:
         return None
     write_results(out / "detections.json", results)
-    shutil.rmtree(out / "predictions", ignore_errors=True)
-    draw_predictions(val, results, val_images, out / "predictions", recipe.images_shown)
+    draw_predictions(val, results, val_images, out, recipe.images_shown)
     about = {"train": {"images": len(data.images), "skipped": data.skipped}, "val": {"images": len(val.images)}}
     if stage == "coco":
         return record.write(out / "metrics.json", *_coco_figures(val, results, out), data=about)

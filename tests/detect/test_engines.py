@@ -43,7 +43,7 @@ def test_a_stage_writes_what_the_next_ones_and_other_tools_read(tiny: Path, tmp_
     assert record["stage"] == "coco"
     assert {"coco/bbox/AP", "coco/segm/AP50"} <= record["metrics"].keys()
     assert json.loads((out / "metrics.json").read_text()) == record
-    assert len(list((out / "predictions").glob("*.png"))) == 1
+    assert len(list(out.glob("prediction-*.png"))) == 1
     COCO(str(tiny / "coco.json")).loadRes(str(out / "detections.json"))
     again = evaluate_files(tiny / "coco.json", out / "detections.json", tmp_path / "m.json")
     assert again["metrics"] == record["metrics"]

@@ -24,7 +24,6 @@ rule coco:
     output:
         model=project("runs/{run}/coco/model.pth"),
         detections=project("runs/{run}/coco/detections.json"),
-        predictions=directory(project("runs/{run}/coco/predictions")),
         metrics=report(
             project("runs/{run}/coco/metrics.json"),
             category="COCO",
@@ -61,7 +60,6 @@ rule uavdt:
         model=project("runs/{run}/uavdt/model.pth"),
         detections=project("runs/{run}/uavdt/detections.json"),
         truth=project("runs/{run}/uavdt/test.json"),
-        predictions=directory(project("runs/{run}/uavdt/predictions")),
         metrics=report(
             project("runs/{run}/uavdt/metrics.json"),
             category="UAVDT",
