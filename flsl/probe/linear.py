@@ -6,6 +6,7 @@ Choosing on the validation set is what DINOv2's evaluation does (arXiv 2304.0719
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -161,9 +162,11 @@ def _report(
     # among equals the first: fewer blocks, then the learning rate given first
     best = max(good, key=lambda index: table[index]["top1"])
     weight, bias = grid.weights(best)
-    about = {"classes": "\n".join(classes), **{name: str(value) for name, value in table[best].items()}}
+    # one entry: safetensors writes several in any order, and equal probes should be equal files
+    about = {"probe": json.dumps({**table[best], "classes": list(classes)})}
     with atomic(out / "linear.safetensors") as temporary:
-        safetensors.torch.save_file({"weight": weight.cpu(), "bias": bias.cpu()}, temporary, about)
+        # not save_file: that makes the file private, and results are shared
+        temporary.write_bytes(safetensors.torch.save({"weight": weight.cpu(), "bias": bias.cpu()}, about))
     metrics = {f"linear/{name}": table[best][name] for name in ("top1", "top5") if name in table[best]}
     chosen = {"blocks": table[best]["blocks"], "learning_rate": table[best]["learning_rate"]}
     return record.write(out / "metrics.json", metrics, best=chosen, chosen_on="validation", grid=table)
