@@ -227,7 +227,8 @@ def test_each_stage_is_a_child_with_settings_curves_and_files(results: Results) 
         assert child.data.tags["mlflow.parentRunId"] == runs["base"].info.run_id
         assert child.data.tags["flsl.host"] == "node7"
         assert child.data.tags["flsl.device"] == "cuda: NVIDIA H100"
-    assert knn.data.params == {"k": "[10, 20]", "temperature": "0.07"}
+    assert knn.data.params == {"knn.k": "[10, 20]", "knn.temperature": "0.07"}
+    assert pretrain.data.params == runs["base"].data.params
     assert knn.info.end_time - knn.info.start_time == 12_500
     assert curve(results, "base/pretrain", "train/loss") == [(n, 8 - 0.01 * n) for n in range(1, 21)]
     assert curve(results, "base/pretrain", "epoch/online_knn") == [(10, 41.0), (20, 42.0)]
@@ -314,7 +315,7 @@ def test_a_run_with_other_settings_takes_the_old_ones_place(results: Results) ->
     sync(results.folder)
     runs = shown_runs(results)
     assert runs["base"].data.params["pretrain.epochs"] == "7"
-    assert runs["base/pretrain"].data.params["epochs"] == "7"
+    assert runs["base/pretrain"].data.params["pretrain.epochs"] == "7"
     assert runs["base/knn"].data.tags["mlflow.parentRunId"] == runs["base"].info.run_id
     gone = client(results).get_run(old)
     assert gone.info.lifecycle_stage == "deleted"
@@ -335,6 +336,18 @@ def test_what_is_gone_from_the_folder_goes_from_the_view_and_nothing_else(result
         own.info.run_name,
     }
     assert "linear/top1" not in runs["base"].data.metrics
+
+
+def test_the_status_tells_how_far_a_run_is(results: Results) -> None:
+    results.config("next")
+    sync(results.folder)
+    assert shown_runs(results)["next"].info.status == "SCHEDULED"
+    results.history("next", range(1, 3))
+    sync(results.folder)
+    assert {shown_runs(results)[name].info.status for name in ("next", "next/pretrain")} == {"RUNNING"}
+    results.pretrained("next")
+    sync(results.folder)
+    assert {shown_runs(results)[name].info.status for name in ("next", "next/pretrain")} == {"FINISHED"}
 
 
 def test_doubles_are_mended(results: Results) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from flsl.config.experiment import TrackingSettings
 from flsl.runtime.outputs import sha256_json
@@ -192,7 +193,8 @@ class Mirror:
 
     def _wanted_run(self, run: Run, seen: Seen | None, whole: bool, state: str | None) -> Wanted:
         settings = run.settings
-        complete = all(stage.record is not None for stage in run.stages.values())
+        begun = bool(run.stages)
+        complete = begun and all(stage.record is not None for stage in run.stages.values())
         pretrain = run.stages.get(PRETRAIN)
         tags = self._tags(run, "baseline" if run.baseline else "run", pretrain) | {
             "flsl.config": config_hash(settings),
@@ -207,7 +209,7 @@ class Mirror:
             figures={mlflow_name(name): value for name, value in run.figures.items()},
             start=min(starts, default=_now()),
             end=max(ends, default=None) if complete else None,
-            status="FINISHED" if complete else _unfinished(seen, state),
+            status="FINISHED" if complete else _unfinished(seen, state) if begun else "SCHEDULED",
             kept=(lambda name: name.startswith(left)) if whole else (lambda name: True),
         )
 
@@ -222,7 +224,7 @@ class Mirror:
         return Wanted(
             name=f"{run.name}/{stage.name}",
             tags=tags if complete else {key: value for key, value in tags.items() if key != "flsl.config"},
-            params=mlflow_params(stage.params),
+            params=mlflow_params(_named(stage)),
             figures={mlflow_name(name): value for name, value in stage.figures.items()},
             start=min(starts, default=_now()),
             end=max(ends, default=None),
@@ -255,10 +257,16 @@ def _conflict(seen: Seen, wanted: Wanted) -> str | None:
     return None
 
 
+def _named(stage: Stage) -> dict[str, Any]:
+    """Return a stage's settings below its name, as they stand in the config; the seed is everybody's."""
+    params = dict(stage.params)
+    seed = {"seed": params.pop("seed")} if "seed" in params else {}
+    return {**seed, str((stage.record or {}).get("stage", stage.name)): params} if params else seed
+
+
 def _unfinished(seen: Seen | None, state: str | None) -> str:
     """Return the status of what is not complete: whether it still runs, only its own process knows."""
-    known = seen.status if seen is not None and seen.status != "FINISHED" else "RUNNING"
-    return state or known
+    return state or ("KILLED" if seen is not None and seen.status == "KILLED" else "RUNNING")
 
 
 def _times(stages: Iterable[Stage]) -> tuple[list[int], list[int]]:

@@ -77,7 +77,8 @@ class Store:
         found = self._call(self._client.get_experiment_by_name, name)
         if found is None:
             artifacts = _artifacts(self._uri)
-            return str(self._call(self._client.create_experiment, name, artifacts, dict(tags)))
+            about = {**tags, "mlflow.experimentKind": "custom_model_development"}  # which of MLflow's views suits it
+            return str(self._call(self._client.create_experiment, name, artifacts, about))
         if found.lifecycle_stage == "deleted":
             self._call(self._client.restore_experiment, found.experiment_id)
         for key, value in tags.items():
