@@ -54,8 +54,8 @@ def judge(folder: Path, job_id: str, tasks: int, state: JobState, settings: Clus
     log = log_path(folder, job_id, first)
     if state.state == "CANCELLED":
         return Outcome("failed", f"{name} was cancelled from outside {cancelled_by(job_id)}".rstrip(), log)
-    out_of_memory = state.state == "OUT_OF_MEMORY" or state.reason == "OutOfMemory"
-    if out_of_memory or any(_MEMORY.search(line) for rank in range(tasks) for line in _log_lines(folder, job_id, rank)):
+    logs = (line for rank in range(tasks) for line in tail(log_path(folder, job_id, rank), 40))
+    if state.state == "OUT_OF_MEMORY" or (not own and any(_MEMORY.search(line) for line in logs)):
         asked = f"{settings.memory_gb:g} GB a node" if settings.memory_gb else "the site's default"
         return Outcome("failed", f"{name} ran out of memory; raise cluster.memory_gb (asked for: {asked})", log)
     if own:
@@ -84,7 +84,3 @@ def read_errors(folder: Path, job_id: str, tasks: int) -> list[dict[str, Any]]:
 def log_end(log: Path, lines: int = 20) -> Sequence[str]:
     """Return the end of a job's log."""
     return tail(log, lines)
-
-
-def _log_lines(folder: Path, job_id: str, rank: int) -> list[str]:
-    return tail(log_path(folder, job_id, rank), 40)

@@ -21,10 +21,22 @@ from flsl.runtime.errors import UserError
 
 _FORGOTTEN = 120.0
 """Seconds after which nobody asks any more for a job whose waiting process is gone."""
-GOING_ON = frozenset(
-    "PENDING RUNNING REQUEUED REQUEUE_HOLD REQUEUE_FED SPECIAL_EXIT CONFIGURING COMPLETING RESIZING SIGNALING "
-    "STAGE_OUT STOPPED SUSPENDED RESV_DEL_HOLD".split()
-)
+GOING_ON = {
+    "PENDING",
+    "RUNNING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "REQUEUE_FED",
+    "SPECIAL_EXIT",
+    "CONFIGURING",
+    "COMPLETING",
+    "RESIZING",
+    "SIGNALING",
+    "STAGE_OUT",
+    "STOPPED",
+    "SUSPENDED",
+    "RESV_DEL_HOLD",
+}
 
 
 @dataclass(frozen=True)
