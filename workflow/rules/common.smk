@@ -7,12 +7,16 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
 from flsl.config.experiment import Experiment
 from flsl.config.loading import check, compose, require_data, run_experiment
 from flsl.data.manifest import revision
+from flsl.data.scenes.davis import splits as made_splits
 from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import write_text
+from flsl.video.sequences import sequence_names
 
 # a --configfile is laid over the default one by snakemake; a whole experiment must not inherit from the demo
 if "project" not in config and "extends" not in config:
@@ -44,6 +48,23 @@ def project(path):
 def log_of(stage, run="{run}"):
     """Return where a stage's log is written."""
     return project(f"logs/{run}/{stage}.log")
+
+
+def config_of_run(wildcards):
+    """Return the run's whole settings, for the stages to read.
+
+    The file is no input: it changes with any setting, and the rules' params say what concerns them.
+    """
+    return project(f"runs/{wildcards.run}/config.yaml")
+
+
+def write_configs():
+    """Write the resolved settings of every run, before any job starts."""
+    for run in RUNS + BASELINES:
+        path = Path(project(f"runs/{run}/config.yaml"))
+        text = yaml.safe_dump(RESOLVED.get(run, EXPERIMENT).plain(), sort_keys=False, allow_unicode=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
 
 
 def settings_of(*sections):
@@ -100,6 +121,60 @@ def all_metrics(wildcards=None):
     ]
 
 
+def detection_params(stage):
+    """Return a params function: what the stage's figures depend on, as JSON, so that no other setting reruns it."""
+
+    def of_run(wildcards):
+        experiment = RESOLVED.get(wildcards.run, EXPERIMENT)
+        detection = experiment.detection.plain()
+        chosen = {name: detection[name] for name in ("engine", "model", stage)}
+        return json.dumps({"seed": experiment.seed, **chosen}, sort_keys=True)
+
+    return of_run
+
+
+@cache
+def davis_parts(run):
+    """Return the sequences of each job by the job's name; one job takes the whole split while its list is not there."""
+    settings, data = RESOLVED.get(run, EXPERIMENT).davis, EXPERIMENT.data
+    if data.davis is None:
+        return {}
+    root = Path(data.davis.root)
+    if data.scenes is not None and root == Path(data.scenes.root) / "davis":
+        # known before they are made
+        names = made_splits(data.scenes).get(settings.split, [])
+    else:
+        try:
+            names = sequence_names(root, settings)
+        except UserError:
+            names = []
+    size = settings.sequences_per_job
+    parts = [names[start : start + size] for start in range(0, len(names), size)]
+    return {davis_part(part): part for part in parts} or {settings.split: []}
+
+
+def davis_part(names):
+    """Return the name of the job that takes these sequences."""
+    return names[0] + (f"+{len(names) - 1}" if len(names) > 1 else "")
+
+
+def davis_protocol(*names):
+    """Return a params function: the run's protocol as JSON, or only the settings of it with these names."""
+
+    def of_run(wildcards):
+        protocol = RESOLVED.get(wildcards.run, EXPERIMENT).davis.protocol()
+        chosen = {name: protocol[name] for name in names} if names else protocol
+        return json.dumps(chosen, sort_keys=True)
+
+    return of_run
+
+
+def davis_sequences(wildcards):
+    """Return the arguments that choose a job's sequences."""
+    names = davis_parts(wildcards.run)[wildcards.part]
+    return ["--sequences", *names] if names else []
+
+
 def track_arguments():
     """Return the arguments of `flsl track sync`; a store that is down is a warning there, not an error."""
     uri = EXPERIMENT.tracking.uri
@@ -114,3 +189,7 @@ def track_arguments():
 wildcard_constraints:
     run=alternatives(RUNS + BASELINES),
     dataset="images|coco|uavdt|davis",
+
+
+onstart:
+    write_configs()

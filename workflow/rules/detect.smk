@@ -2,23 +2,10 @@
 DETECTION_ENV = "../../envs/detectron2.yaml" if EXPERIMENT.detection.engine == "detectron2" else "../../envs/flsl.yaml"
 
 
-def detection_params(stage):
-    """Return a params function: what the stage's figures depend on, as JSON, so that no other setting reruns it."""
-
-    def of_run(wildcards):
-        experiment = RESOLVED.get(wildcards.run, EXPERIMENT)
-        detection = experiment.detection.plain()
-        chosen = {name: detection[name] for name in ("engine", "model", stage)}
-        return json.dumps({"seed": experiment.seed, **chosen}, sort_keys=True)
-
-    return of_run
-
-
 # history.jsonl and the checkpoints are no outputs: snakemake removes outputs before it starts a job, and a fine-tuning
 # that starts again goes on from them.
 rule coco:
     input:
-        config=ancient(project("runs/{run}/config.yaml")),
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
         images=project("data/coco/manifest.json"),
     output:
@@ -42,18 +29,18 @@ rule coco:
         runtime=larger(2880),
         gpu=1,
     params:
+        config=config_of_run,
         settings=detection_params("coco"),
         folder=subpath(output.metrics, parent=True),
     message:
         "Mask R-CNN on COCO from {wildcards.run}; its progress is in {log}"
     shell:
-        "flsl detect train --stage coco --config {input.config:q} --name {wildcards.run:q} "
+        "flsl detect train --stage coco --config {params.config:q} --name {wildcards.run:q} "
         "--backbone {input.backbone:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule uavdt:
     input:
-        config=ancient(project("runs/{run}/config.yaml")),
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
         images=project("data/uavdt/manifest.json"),
     output:
@@ -78,10 +65,11 @@ rule uavdt:
         runtime=larger(2880),
         gpu=1,
     params:
+        config=config_of_run,
         settings=detection_params("uavdt"),
         folder=subpath(output.metrics, parent=True),
     message:
         "Faster R-CNN on UAVDT from {wildcards.run}; its progress is in {log}"
     shell:
-        "flsl detect train --stage uavdt --config {input.config:q} --name {wildcards.run:q} "
+        "flsl detect train --stage uavdt --config {params.config:q} --name {wildcards.run:q} "
         "--backbone {input.backbone:q} --out {params.folder:q} > {log:q} 2>&1"

@@ -1,29 +1,10 @@
-# The settings of each run, FLSL pretraining, and the baselines that are evaluated beside it.
-
-
-# A run's whole settings, for the stages to read. The stages take this file as `ancient`: it changes with any setting,
-# and their params, not its time, say what concerns them.
-rule run_config:
-    output:
-        project("runs/{run}/config.yaml"),
-    log:
-        log_of("config"),
-    localrule: True
-    conda:
-        "../../envs/flsl.yaml"
-    params:
-        settings=lambda wildcards: as_arguments(RESOLVED.get(wildcards.run, EXPERIMENT).plain()),
-    message:
-        "Settings of {wildcards.run}"
-    shell:
-        "flsl config {params.settings:q} --out {output:q} > {log:q} 2>&1"
+# FLSL pretraining, and the baselines that are evaluated beside it.
 
 
 # The newest checkpoints and history.jsonl are no outputs: snakemake removes outputs before it starts a job, and a job
 # that starts again goes on from them.
 rule pretrain:
     input:
-        config=ancient(project("runs/{run}/config.yaml")),
         images=project("data/images/manifest.json"),
     output:
         checkpoint=project("runs/{run}/pretrain/checkpoint.pth"),
@@ -48,19 +29,18 @@ rule pretrain:
         runtime=larger(2880),
         gpu=1,
     params:
+        config=config_of_run,
         settings=settings_of("seed", "pretrain"),
         images=subpath(input.images, parent=True),
         folder=subpath(output.metrics, parent=True),
     message:
         "Pretraining {wildcards.run}; its progress is in {log}"
     shell:
-        "flsl pretrain --config {input.config:q} --name {wildcards.run:q} --images {params.images:q} "
+        "flsl pretrain --config {params.config:q} --name {wildcards.run:q} --images {params.images:q} "
         "--out {params.folder:q} 2>&1 | tee {log:q}"
 
 
 rule baseline:
-    input:
-        config=ancient(project("runs/{run}/config.yaml")),
     output:
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
         metrics=project("runs/{run}/pretrain/metrics.json"),
@@ -74,6 +54,7 @@ rule baseline:
         mem_mb=larger(4000),
         runtime=larger(30),
     params:
+        config=config_of_run,
         baseline=lambda wildcards: EXPERIMENT.baselines[wildcards.run].model_dump_json(),
         # a random encoder is the runs' own, so that it depends on their architecture and seed
         encoder=lambda wildcards: (
@@ -91,4 +72,4 @@ rule baseline:
     message:
         "Baseline {wildcards.run}"
     shell:
-        "flsl baseline --config {input.config:q} --name {wildcards.run:q} --out {params.folder:q} > {log:q} 2>&1"
+        "flsl baseline --config {params.config:q} --name {wildcards.run:q} --out {params.folder:q} > {log:q} 2>&1"

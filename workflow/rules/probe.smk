@@ -3,7 +3,6 @@
 
 rule features:
     input:
-        config=ancient(project("runs/{run}/config.yaml")),
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
         images=project("data/images/manifest.json"),
     output:
@@ -22,19 +21,19 @@ rule features:
         runtime=larger(120),
         gpu=1,
     params:
+        config=config_of_run,
         settings=settings_of("features"),
         images=subpath(input.images, parent=True),
         folder=subpath(output.metrics, parent=True),
     message:
         "Features of {wildcards.run}"
     shell:
-        "flsl features --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "flsl features --config {params.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
         "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule knn:
     input:
-        config=ancient(project("runs/{run}/config.yaml")),
         train=project("runs/{run}/features/train.safetensors"),
         val=project("runs/{run}/features/val.safetensors"),
     output:
@@ -56,19 +55,19 @@ rule knn:
         runtime=larger(60),
         gpu=1,
     params:
+        config=config_of_run,
         settings=settings_of("knn"),
         features=subpath(input.train, parent=True),
         folder=subpath(output.metrics, parent=True),
     message:
         "k-NN of {wildcards.run}"
     shell:
-        "flsl knn --config {input.config:q} --name {wildcards.run:q} --features {params.features:q} "
+        "flsl knn --config {params.config:q} --name {wildcards.run:q} --features {params.features:q} "
         "--out {params.folder:q} > {log:q} 2>&1"
 
 
 rule linear:
     input:
-        config=ancient(project("runs/{run}/config.yaml")),
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
         images=project("data/images/manifest.json"),
     output:
@@ -90,19 +89,19 @@ rule linear:
         runtime=larger(1440),
         gpu=1,
     params:
+        config=config_of_run,
         settings=settings_of("seed", "features", "linear"),
         images=subpath(input.images, parent=True),
         folder=subpath(output.metrics, parent=True),
     message:
         "Linear probes of {wildcards.run}"
     shell:
-        "flsl linear --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "flsl linear --config {params.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
         "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule aligned_knn:
     input:
-        config=ancient(project("runs/{run}/config.yaml")),
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
         images=project("data/images/manifest.json"),
     output:
@@ -124,11 +123,12 @@ rule aligned_knn:
         runtime=larger(120),
         gpu=1,
     params:
+        config=config_of_run,
         settings=settings_of("features", "aligned_knn"),
         images=subpath(input.images, parent=True),
         folder=subpath(output.metrics, parent=True),
     message:
         "bbox-aligned k-NN of {wildcards.run}"
     shell:
-        "flsl aligned-knn --config {input.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
+        "flsl aligned-knn --config {params.config:q} --name {wildcards.run:q} --backbone {input.backbone:q} "
         "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"

@@ -1,0 +1,209 @@
+"""The DAG: what runs, what reruns when, and what a failure leaves; on a tiny experiment that is really run once."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {
+    "project": "tiny",
+    "data": {
+        "scenes": {
+            "root": "scenes",
+            "image_size": 32,
+            "classes": 2,
+            "train_images": 24,
+            "val_images": 8,
+            "coco_train_images": 0,
+            "uavdt_sequences": 0,
+            "davis_sequences": 0,
+        },
+        "images": {"root": "scenes/images", "boxes": "boxes.csv"},
+    },
+    "stages": ["knn", "linear", "aligned_knn"],
+    "pretrain": {
+        "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
+        "views": {"teacher_size": 32, "global_size": 32, "local_size": 16},
+        "head": {"hidden": 16, "bottleneck": 8, "batch_norm": True},
+        "prototypes": 8,
+        "epochs": 1,
+        "batch_size": 8,
+        "online_knn_every": 0,
+    },
+    "features": {"resize": 32, "crop": 32},
+    "knn": {"k": [3]},
+    "linear": {"learning_rates": [0.1], "blocks": [1], "epochs": 1, "batch_size": 8},
+    "aligned_knn": {"k": [3]},
+    "compute": {"workers": 0, "threads": 1},
+    "tracking": {"live": False},
+}
+# what is made from all runs' figures
+GATHERED = {"summary": 1, "bars": 1, "track": 1, "all": 1}
+
+
+def snakemake(place: Path, *arguments: str, config: dict[str, object] = CONFIG) -> subprocess.CompletedProcess[str]:
+    (place / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
+    command += ["--directory", str(place), "--configfile", str(place / "config.yaml"), "--cores", "2", *arguments]
+    return subprocess.run(command, cwd=place, text=True, capture_output=True)
+
+
+def planned(place: Path, config: dict[str, object] = CONFIG) -> dict[str, int]:
+    """The rules that a dry run would run, and how often."""
+    result = snakemake(place, "--dry-run", config=config)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    if "Nothing to be done" in output:
+        return {}
+    table = output[output.index("Job stats:") :].split("\n\n")[0]
+    rows = re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.MULTILINE)
+    counts = {rule: int(count) for rule, count in rows}
+    assert counts.pop("total") == sum(counts.values())
+    return counts
+
+
+def changed(**sections: object) -> dict[str, object]:
+    """The config with some settings changed, section by section."""
+    merged: dict[str, object] = dict(CONFIG)
+    for name, value in sections.items():
+        old = merged.get(name)
+        merged[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny experiment; tests must leave it as it is."""
+    place = tmp_path_factory.mktemp("dag")
+    assert planned(place) == {
+        **{"scenes": 1, "data_check": 1, "pretrain": 1, "baseline": 1, "features": 2, "knn": 2},
+        **{"linear": 2, "aligned_knn": 2, "curves": 1, **GATHERED},
+    }
+    result = snakemake(place)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return place
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it, times and snakemake's records included, to do things to."""
+    place = tmp_path / "copy"
+    shutil.copytree(finished, place, symlinks=True)
+    yield place
+    shutil.rmtree(place)
+
+
+def test_everything_is_made(finished: Path) -> None:
+    results = finished / "results" / "tiny"
+    for run in ("base", "untrained"):
+        for stage in ("pretrain", "features", "knn", "linear", "aligned_knn"):
+            assert (results / "runs" / run / stage / "metrics.json").stat().st_size
+    for name in ("summary.md", "summary.csv", "curves.png", "bars.png", "mlflow.db"):
+        assert (results / name).stat().st_size
+    assert "untrained" in (results / "summary.md").read_text()
+
+
+def test_nothing_changed_nothing_runs(finished: Path) -> None:
+    assert planned(finished) == {}
+
+
+def test_knn_setting_reruns_the_knn_alone(finished: Path) -> None:
+    assert planned(finished, changed(knn={"k": [2]})) == {"knn": 2, **GATHERED}
+
+
+def test_linear_grid_reruns_the_linear_probes_alone(finished: Path) -> None:
+    config = changed(linear={"learning_rates": [0.1, 0.2]})
+    assert planned(finished, config) == {"linear": 2, **GATHERED}
+
+
+def test_learning_rate_reruns_the_pretrained_run_alone(finished: Path) -> None:
+    assert planned(finished, changed(pretrain={"learning_rate": 0.001})) == {
+        **{"pretrain": 1, "features": 1, "knn": 1, "linear": 1, "aligned_knn": 1, "curves": 1},
+        **GATHERED,
+    }
+
+
+def test_speed_settings_rerun_nothing_but_the_record_of_the_settings(finished: Path) -> None:
+    assert planned(finished, changed(compute={"workers": 3, "log_every": 5})) == {}
+
+
+def test_new_run_adds_its_own_jobs(finished: Path) -> None:
+    config = changed(runs={"base": {}, "seed1": {"seed": 1}})
+    assert planned(finished, config) == {
+        **{"pretrain": 1, "features": 1, "knn": 1, "linear": 1, "aligned_knn": 1, "curves": 1},
+        **GATHERED,
+    }
+
+
+def test_touched_files_rerun_nothing(copied: Path) -> None:
+    for path in (copied / "scenes").rglob("*.*"):
+        os.utime(path)
+    assert planned(copied) == {}
+
+
+def test_changed_content_reruns_what_depends_on_it(copied: Path) -> None:
+    image = next((copied / "scenes" / "images" / "train").rglob("*.*"))
+    Image.new("RGB", (32, 32), "red").save(image)
+    everything = {"data_check": 1, "pretrain": 1, "features": 2, "knn": 2, "linear": 2, "aligned_knn": 2, "curves": 1}
+    assert planned(copied) == everything | GATHERED
+    # once it has run, the new content is the known one
+    result = snakemake(copied, "--until", "data_check")
+    assert result.returncode == 0, result.stderr
+    assert "data_check" not in planned(copied)
+
+
+def test_deleted_output_is_remade_alone(copied: Path) -> None:
+    (copied / "results/tiny/runs/base/knn/metrics.json").unlink()
+    assert planned(copied) == {"knn": 1, **GATHERED}
+    assert snakemake(copied).returncode == 0
+    assert planned(copied) == {}
+
+
+def test_failure_leaves_the_others_results_and_names_the_log(copied: Path) -> None:
+    config = changed(runs={"base": {}, "broken": {"pretrain.batch_size": 5000}})
+    (copied / "results/tiny/runs/base/knn/metrics.json").unlink()
+    result = snakemake(copied, "--keep-going", config=config)
+    output = result.stdout + result.stderr
+    assert result.returncode != 0
+    assert "results/tiny/logs/broken/pretrain.log" in output
+    log = (copied / "results/tiny/logs/broken/pretrain.log").read_text()
+    assert "pretrain.batch_size: 5000 is more than the 24 training images" in log
+    assert (copied / "results/tiny/runs/base/knn/metrics.json").exists()
+    assert not (copied / "results/tiny/runs/broken/pretrain/metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"knn": {"k": [0]}}, "knn.k.0: input should be greater than or equal to 1"),
+        ({"pretrian": {}}, "pretrian: unknown setting (did you mean 'pretrain'?)"),
+        ({"data": {"images": None}}, "data.images: pretraining needs an image folder"),
+        ({"runs": {"x": {"pretrain.lr": 1}}}, "runs.x: pretrain.lr: unknown setting"),
+    ],
+)
+def test_bad_config_is_told_before_anything_runs(tmp_path: Path, sections: dict[str, object], words: str) -> None:
+    result = snakemake(tmp_path, config=changed(**sections))
+    assert result.returncode == 1
+    assert words in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_rules_are_in_one_shape() -> None:
+    """Every rule that makes something has a log and a message; those that compute have a benchmark and resources."""
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
+    rules = re.findall(r"^ *rule (\w+):\n((?:(?!^ *rule ).*\n?)*)", text, flags=re.MULTILINE)
+    missing = Counter()
+    for name, body in rules:
+        wanted = ["log:", "message:"] + ([] if "localrule: True" in body else ["resources:", "threads:"][:1])
+        missing.update(f"{name} {part}" for part in wanted if part not in body)
+    assert not missing
