@@ -1,4 +1,4 @@
-"""Settings of the frozen-feature probes (METHOD, section 3)."""
+"""Settings of the frozen-feature probes: the protocols of DINO, DINOv2 and the FLSL paper (arXiv 2306.06203)."""
 
 from __future__ import annotations
 

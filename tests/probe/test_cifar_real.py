@@ -63,6 +63,7 @@ def test_knn_equals_scikit_learn(features: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_linear_probe_on_fixed_crops_is_near_logistic_regression(
     arguments: list[str], features: Path, tmp_path: Path
 ) -> None:
