@@ -143,6 +143,7 @@ def _data(manifests: Mapping[str, Mapping[str, Any]]) -> str:
         shown = [
             f"{split}: {_mapping(facts).get('ok', _mapping(facts).get('files', '?'))}"
             for split, facts in splits.items()
+            if split
         ]
         number = classes.get("count", len(classes)) if classes else manifest.get("classes", "")
         smallest, largest = ("×".join(map(str, sizes.get(key) or [])) for key in ("min", "max"))

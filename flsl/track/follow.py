@@ -14,7 +14,7 @@ from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.progress import say, warn
 from flsl.runtime.results import CONFIG, HISTORY, RECORD, Run, read_config, read_stage
 from flsl.track.lock import BusyError, sending
-from flsl.track.mirror import Mirror, Place
+from flsl.track.mirror import Mirror, Place, now
 from flsl.track.start import in_project
 from flsl.track.store import default_uri, open_store, shown
 
@@ -75,6 +75,7 @@ class _Look:
     def __init__(self, stage_dir: Path, place: Place, run: str, uri: str, settings: TrackingSettings) -> None:
         self._stage_dir, self._place, self._run, self._uri, self._settings = stage_dir, place, run, uri, settings
         self._open = contextlib.ExitStack()
+        self._begun = now()
         self._mirror: Mirror | None = None
         self._sent: object = None
 
@@ -92,7 +93,8 @@ class _Look:
                     store = self._open.enter_context(open_store(self._uri, self._settings.timeout))
                     name = self._settings.experiment or self._place.project
                     self._experiment = store.experiment(name, {"flsl.project": self._place.project})
-                    self._store, self._mirror = store, Mirror(store, self._experiment, self._place, self._settings)
+                    self._store = store
+                    self._mirror = Mirror(store, self._experiment, self._place, self._settings, self._begun)
                     say(f"sending the curves of {self._stage_dir} to {shown(self._uri)}")
                 seen = self._store.runs(self._experiment, {"flsl.project": self._place.project, "flsl.run": self._run})
                 self._mirror.run(run, seen, whole=False, state="KILLED" if last else "RUNNING")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flsl.config.experiment import TrackingSettings
+from flsl.runtime.attempts import read_attempts
 from flsl.runtime.outputs import sha256_json
 from flsl.runtime.progress import warn
 from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, Run, Stage, stage_folders
@@ -71,13 +72,17 @@ class Mirror:
         experiment: the experiment's id.
         place: where the runs belong.
         settings: what to send.
+        begun: when a stage began that has not said so yet, in milliseconds since 1970; ``None`` is now.
 
     Attributes:
         counts: what was done so far.
     """
 
-    def __init__(self, store: Store, experiment: str, place: Place, settings: TrackingSettings) -> None:
+    def __init__(
+        self, store: Store, experiment: str, place: Place, settings: TrackingSettings, begun: int | None = None
+    ) -> None:
         self._store, self._experiment, self._place, self._settings = store, experiment, place, settings
+        self._begun = begun or now()
         self._uploads = True
         self.counts = Counts()
 
@@ -207,7 +212,7 @@ class Mirror:
             tags=tags,
             params=mlflow_params(settings),
             figures={mlflow_name(name): value for name, value in run.figures.items()},
-            start=min(starts, default=_now()),
+            start=min(starts, default=self._begun),
             end=max(ends, default=None) if complete else None,
             status="FINISHED" if complete else _unfinished(seen, state) if begun else "SCHEDULED",
             kept=(lambda name: name.startswith(left)) if whole else (lambda name: True),
@@ -226,7 +231,7 @@ class Mirror:
             tags=tags if complete else {key: value for key, value in tags.items() if key != "flsl.config"},
             params=mlflow_params(_named(stage)),
             figures={mlflow_name(name): value for name, value in stage.figures.items()},
-            start=min(starts, default=_now()),
+            start=min(starts, default=self._begun),
             end=max(ends, default=None),
             status="FINISHED" if complete else _unfinished(seen, state),
         )
@@ -243,6 +248,9 @@ class Mirror:
         for tag, key in (("flsl.git", "git"), ("flsl.host", "host"), ("flsl.device", "device")):
             if origin.get(key):
                 tags[tag] = str(origin[key])
+        if stage is not None and (attempts := read_attempts(stage.folder)):
+            tags["flsl.attempts"] = str(len(attempts))
+            tags["flsl.jobs"] = " ".join(dict.fromkeys(str(attempt["job_id"]) for attempt in attempts))
         if "flsl.git" in tags:
             tags["mlflow.source.git.commit"] = tags["flsl.git"].removesuffix("-dirty")
         return tags
@@ -286,5 +294,6 @@ def _note(run: Run) -> str:
     return f"FLSL pretraining `{run.name}` with the final figures of all its stages; the runs below it are the stages."
 
 
-def _now() -> int:
+def now() -> int:
+    """Return the time in milliseconds since 1970."""
     return round(datetime.now(UTC).timestamp() * 1000)
