@@ -19,7 +19,7 @@ from flsl.config.detect import RecipeSettings
 from flsl.data.images import load_rgb
 from flsl.detect.augment import Geometry, Target, apply_image, apply_target, draw, fitted
 from flsl.detect.coco_files import Annotations, Record
-from flsl.detect.rle import check_codes, compress
+from flsl.detect.rle import check, check_codes, compress
 from flsl.runtime.errors import UserError, inside, require_folder
 from flsl.runtime.outputs import sha256_json
 
@@ -130,17 +130,20 @@ def training_set(truth: Annotations, folder: Path, masks: bool) -> TrainingSet:
 def _broken_masks(truth: Annotations) -> set[int]:
     """Return the ids of the annotations whose segmentation cannot be drawn."""
     broken: set[int] = set()
-    codes: list[tuple[int, bytes, int]] = []
+    codes: list[bytes] = []
+    about: list[tuple[int, int]] = []
     for entry in truth.annotations:
         image = truth.images[entry["image_id"]]
         try:
-            mask = compress(entry.get("segmentation"), image["height"], image["width"])
+            code = check(entry.get("segmentation"), image["height"], image["width"])
         except ValueError:
             broken.add(entry["id"])
-        else:
-            codes.append((entry["id"], mask["counts"].encode(), image["height"] * image["width"]))
-    sound = check_codes([code for _, code, _ in codes], np.array([pixels for *_, pixels in codes], dtype=np.int64))
-    return broken | {number for (number, *_), ok in zip(codes, sound, strict=True) if not ok}
+            continue
+        if code is not None:
+            codes.append(code)
+            about.append((entry["id"], image["height"] * image["width"]))
+    sound = check_codes(codes, np.array([pixels for _, pixels in about], dtype=np.int64))
+    return broken | {number for (number, _), ok in zip(about, sound, strict=True) if not ok}
 
 
 class TrainingImages(Dataset[Sample]):

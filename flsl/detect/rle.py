@@ -76,6 +76,39 @@ def _check_chunk(codes: Sequence[bytes], pixels: NDArray[np.int64]) -> NDArray[n
     return sound
 
 
+def check(segmentation: Any, height: int, width: int) -> bytes | None:
+    """Refuse a segmentation that cannot be drawn; return the text of a compressed one for :func:`check_codes`.
+
+    Args:
+        segmentation: a list of polygons, or a run-length mask with counts as a list or compressed.
+        height: of its image.
+        width: of its image.
+
+    Raises:
+        ValueError: says what is wrong with the segmentation.
+    """
+    if isinstance(segmentation, list):
+        _check_polygons(segmentation, height, width)
+        return None
+    if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
+        raise ValueError("the segmentation is neither a list of polygons nor a run-length code with size and counts")
+    if list(segmentation["size"]) != [height, width]:
+        raise ValueError(f"the mask's size {segmentation['size']} is not the image's [{height}, {width}]")
+    counts = segmentation["counts"]
+    if isinstance(counts, str | bytes):
+        try:
+            return counts if isinstance(counts, bytes) else counts.encode("ascii")
+        except UnicodeError:
+            raise ValueError("the run-length code is broken: it has characters that are not ASCII") from None
+    if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
+        raise ValueError("the run-length code is broken: its counts are whole numbers from 0 on")
+    if sum(counts) != height * width:
+        raise ValueError(
+            f"the run-length code is broken: its runs cover {sum(counts)} pixels, the image has {height * width}"
+        )
+    return None
+
+
 def compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """Return a polygon list or an uncompressed or compressed run-length mask as ``{"size", "counts"}`` (compressed).
 
@@ -84,24 +117,15 @@ def compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     Raises:
         ValueError: says what is wrong with the segmentation.
     """
-    if isinstance(segmentation, list):
-        _check_polygons(segmentation, height, width)
-        parts = coco_mask.frPyObjects([list(map(float, polygon)) for polygon in segmentation], height, width)
-        return _as_text(coco_mask.merge(parts))
-    if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
-        raise ValueError("the segmentation is neither a list of polygons nor a run-length code with size and counts")
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(f"the mask's size {segmentation['size']} is not the image's [{height}, {width}]")
-    counts = segmentation["counts"]
-    if isinstance(counts, str | bytes):
-        return _as_text(segmentation)
-    if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        raise ValueError("the run-length code is broken: its counts are whole numbers from 0 on")
-    if sum(counts) != height * width:
-        raise ValueError(
-            f"the run-length code is broken: its runs cover {sum(counts)} pixels, the image has {height * width}"
-        )
-    return _as_text(coco_mask.frPyObjects([{"size": [height, width], "counts": counts}], height, width)[0])
+    code = check(segmentation, height, width)
+    if code is None:
+        if isinstance(segmentation, list):
+            polygons = [list(map(float, polygon)) for polygon in segmentation]
+            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        else:
+            rle = coco_mask.frPyObjects([{"size": [height, width], "counts": segmentation["counts"]}], height, width)[0]
+        code = rle["counts"] if isinstance(rle["counts"], bytes) else rle["counts"].encode("ascii")
+    return {"size": [height, width], "counts": code.decode("ascii", "replace")}
 
 
 def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
@@ -118,13 +142,3 @@ def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
                 raise ValueError("a polygon's coordinates are finite numbers")
             if abs(value) > reach:
                 raise ValueError(f"a polygon's coordinate {value:g} lies far outside the {width}×{height} image")
-
-
-def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    try:
-        text = counts.decode("ascii") if isinstance(counts, bytes) else counts
-        text.encode("ascii")
-    except UnicodeError:
-        raise ValueError("the run-length code is broken: it has characters that are not ASCII") from None
-    return {"size": [int(side) for side in rle["size"]], "counts": text}

@@ -143,7 +143,7 @@ def check(record: dict[str, Any], expected: dict[str, float]) -> None:
     assert ours == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), names=st.sets(st.sampled_from(["M0203", "M0208", "M0701", "M1001"]), min_size=1))
 def test_equal_to_the_reference_on_made_files(tmp_path: Path, seed: int, names: set[str]) -> None:
     folder, detections = make(tmp_path / "made", seed, sorted(names), crowded=seed % 5 == 0)
@@ -264,12 +264,12 @@ def test_equal_to_the_reference_on_real_ground_truth(tmp_path: Path, real_data: 
 
 
 @pytest.mark.slow
-def test_40000_frames_with_a_million_detections_take_less_than_a_minute(tmp_path: Path) -> None:
+def test_10000_frames_with_250000_detections_take_less_than_15_seconds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folder, detections = tmp_path / "gt", tmp_path / "found"
     folder.mkdir()
     detections.mkdir()
-    names = [f"M{number:04d}" for number in range(5001, 5021)]
+    names = [f"M{number:04d}" for number in range(5001, 5006)]
     for name in names:
         frames = np.repeat(np.arange(1, 2001), 9)
         truth = np.column_stack([rng.integers(0, 980, len(frames)), rng.integers(0, 500, len(frames))])
@@ -286,5 +286,5 @@ def test_40000_frames_with_a_million_detections_take_less_than_a_minute(tmp_path
     start = time.process_time()  # what the cores did for us, whatever else they do meanwhile
     record = evaluate_files(folder, detections, tmp_path / "metrics.json", names)
     seconds = time.process_time() - start
-    assert sum(row["detections"] for row in record["sequences"]) > 900_000
-    assert seconds < 60
+    assert sum(row["detections"] for row in record["sequences"]) > 225_000
+    assert seconds < 15
