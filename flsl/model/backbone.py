@@ -69,7 +69,10 @@ class Backbone(nn.Module):
     def block_tokens(self, images: Tensor, last_n: int) -> list[Tensor]:
         """Return the normalised patch tokens (batch, N, C) of each of the last ``last_n`` blocks, the last one last."""
         if not 1 <= last_n <= self.depth:
-            raise UserError(f"linear.blocks: {last_n} blocks are asked for, but {self.name} has {self.depth}")
+            raise UserError(
+                f"the last {last_n} blocks are asked for (linear.blocks, features.blocks), "
+                f"but {self.name} has {self.depth}"
+            )
         tokens = self.vit.forward_intermediates(
             images, indices=last_n, norm=True, output_fmt="NLC", intermediates_only=True
         )
@@ -112,6 +115,7 @@ def load_backbone(
     about: Mapping[str, Any]
     if path.suffix == ".safetensors":
         weights, about = _read_safetensors(path)
+        weights = encoder_weights(weights, path)
     else:
         about = read_checkpoint(path)
         weights = encoder_weights(about, path)
@@ -226,7 +230,9 @@ def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> 
     """Build the vision transformer that a state dictionary's shapes describe, and load it."""
     kernel = weights["patch_embed.proj.weight"]
     width, patch = kernel.shape[0], kernel.shape[-1]
-    depth = 1 + max(int(key.split(".")[1]) for key in weights if key.startswith("blocks."))
+    depth = 1 + max((int(key.split(".")[1]) for key in weights if key.startswith("blocks.")), default=-1)
+    if not depth:
+        raise UserError(f"{path}: holds a patch embedding but no transformer blocks (blocks.0.…)")
     prefix = int("cls_token" in weights)
     registers = weights["reg_token"].shape[1] if "reg_token" in weights else 0
     positions = weights.get("pos_embed")

@@ -124,9 +124,7 @@ def chosen_blocks(settings: DetectorSettings, depth: int) -> list[int]:
     if settings.blocks is None:
         return [max(1, round(depth * share)) for share in (4 / 12, 6 / 12, 8 / 12, 1)]
     if sorted(settings.blocks) != settings.blocks or settings.blocks[-1] > depth:
-        raise UserError(
-            f"detection.model.blocks: {settings.blocks} must rise; the encoder's last block is {depth}"
-        )
+        raise UserError(f"detection.model.blocks: {settings.blocks} must rise; the encoder's last block is {depth}")
     return settings.blocks
 
 

@@ -43,6 +43,9 @@ def save_step(folder: Path, step: int, state: Mapping[str, Any], kept: int) -> P
     """Write the checkpoint of a step and remove all but the newest ``kept`` ones; return its path."""
     path = folder / f"step-{step:09d}.pth"
     save(path, state)
+    # what killed processes left half-written: there is one writer a folder
+    for left in folder.glob(".step-*.tmp"):
+        left.unlink(missing_ok=True)
     for old in steps(folder)[:-kept]:
         old.unlink(missing_ok=True)
     return path

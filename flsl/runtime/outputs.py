@@ -63,10 +63,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
-        # mkstemp makes the file private; results are shared in a group as any other file is
-        temporary.chmod(0o666 & ~_umask())
         try:
             yield temporary
+            # temporary files are private, and some libraries make theirs so; results are shared as any other file is
+            temporary.chmod(0o666 & ~_umask())
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(path)
