@@ -17,7 +17,7 @@ import pandas as pd
 
 from flsl.detect.coco_eval import evaluate as coco_evaluate
 from flsl.detect.coco_files import Annotations, Record
-from flsl.detect.uavdt_files import Rows, Sequence, image_id, read_detections, read_sequences
+from flsl.detect.uavdt_files import Rows, Sequence, read_detections, read_sequences
 from flsl.detect.uavdt_match import (
     Flags,
     Floats,
@@ -185,9 +185,10 @@ def coco_figures(sequences: list[Sequence], detections: Mapping[str, Rows], sour
     images: dict[int, Record] = {}
     annotations: list[Record] = []
     results: list[Record] = []
-    for each in sequences:
+    for index, each in enumerate(sequences):
         rows = detections[each.name]
-        first = image_id(each.name, 0)
+        # ids of this data set alone: a sequence may have any name
+        first = (index + 1) * 1_000_000
         seen = np.concatenate([_frames(each.truth), _frames(each.ignore), rows[:, 0].astype(np.int64)])
         frames = range(1, each.frames + 1) if each.frames else np.unique(seen).tolist()
         images |= {first + frame: {"id": first + frame, "width": 1, "height": 1} for frame in frames}

@@ -176,6 +176,12 @@ def test_coco_results_give_the_text_files_figures(tmp_path: Path) -> None:
     assert 0 < expected["uavdt/coco/AP50"] < 100
 
 
+def test_sequences_of_any_name_can_be_asked_for(tmp_path: Path) -> None:
+    folder, detections = make(tmp_path / "made", 4, ["street", "yard"])
+    record = evaluate_files(folder, detections, tmp_path / "m.json", ["street", "yard"])
+    check(record, reference_metrics(folder, detections, ["street", "yard"]))
+
+
 def test_perfect_detections_reach_100_and_the_official_object_figure_does_not(tmp_path: Path) -> None:
     folder, detections = make(tmp_path / "made", 3, ["M0203"])
     (folder / "M0203_gt_ignore.txt").write_text("")
