@@ -26,7 +26,7 @@ class ClusterSettings(Settings):
     )
     tasks_per_node: Count | None = Field(None, description="Processes a node; null: one a GPU, at least one.")
     cpus_per_task: Count = Field(8, description="CPU cores a process.")
-    memory_gb: float | None = Field(None, gt=0, description="Memory a node, in GB; null leaves it to the site.")
+    memory_gb: float | None = Field(16.0, gt=0, description="Memory a node, in GB; null leaves it to the site.")
     minutes: Count = Field(2880, description="Time limit of an attempt, in minutes; it is requeued when it ends.")
     partition: Name | None = Field(None, description="Partition; null leaves it to the site.")
     account: Name | None = Field(None, description="Account; null leaves it to the site.")

@@ -81,6 +81,6 @@ def read_errors(folder: Path, job_id: str, tasks: int) -> list[dict[str, Any]]:
     return sorted(found, key=lambda error: float(error["time"]))
 
 
-def log_end(log: Path, lines: int = 20) -> Sequence[str]:
+def log_end(log: Path, lines: int = 40) -> Sequence[str]:
     """Return the end of a job's log."""
     return tail(log, lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -19,8 +21,8 @@ from flsl.launch.task import PretrainTask
 from flsl.runtime.errors import UserError, nearest
 
 _SETTING_OF = (
-    ("partition", "cluster.partition"),
     ("account", "cluster.account"),
+    ("partition", "cluster.partition"),
     ("qos", "cluster.qos"),
     ("feature", "cluster.constraint"),
     ("memory", "cluster.memory_gb"),
@@ -102,7 +104,8 @@ def submit(kind: str, experiment: Experiment, task: PretrainTask, job_name: str,
     # within another job (an interactive shell on a node), its shape would be inherited
     with clean_env():
         try:
-            return str(executor.submit(task).job_id)
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's words, too
+                return str(executor.submit(task).job_id)
         except submitit.core.utils.FailedJobError as error:
             raise UserError(_refusal(str(error))) from None
 
@@ -167,9 +170,8 @@ def minutes_of(text: str) -> int | None:
 
 def _refusal(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reason = re.sub(
-        r"^sbatch: (error: )?(Batch job submission failed: )?", "", lines[-1] if lines else "no reason told"
-    )
+    first = lines[0] if lines else "no reason told"
+    reason = re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", first)
     setting = next((name for sign, name in _SETTING_OF if sign in reason.lower()), "cluster")
     return f"{setting}: sbatch refuses the job: {reason}"
 

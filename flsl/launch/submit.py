@@ -11,13 +11,13 @@ from pathlib import Path
 
 from flsl.config.experiment import Experiment
 from flsl.launch import request
-from flsl.launch.attempts import read_attempts
 from flsl.launch.live import Live
 from flsl.launch.outcome import Outcome, log_end, log_path
 from flsl.launch.queue import cancel, find_by_name
 from flsl.launch.record import JobRecord, only_one
 from flsl.launch.task import PretrainTask, deliver_result
 from flsl.launch.wait import Interrupted, alive, end_job, process_started, wait
+from flsl.runtime.attempts import read_attempts
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json, sha256_json
 from flsl.runtime.progress import say, warn
@@ -59,10 +59,11 @@ def submit_pretrain(
             launch=record.launch if record is not None else secrets.token_hex(4),
             requeues=experiment.cluster.requeues,
         )
-        if record is None or record.state != "submitted":
+        fresh = record is None or record.state != "submitted"
+        if record is None or fresh:
             record = _submit(experiment, task, recipe)
         if waits:
-            _wait(experiment, task, record)
+            _wait(experiment, task, record, fresh)
 
 
 def _attach(experiment: Experiment, out: Path, recipe: str, force: bool) -> JobRecord | None:
@@ -119,7 +120,7 @@ def _submit(experiment: Experiment, task: PretrainTask, recipe: str, lost: tuple
     return record
 
 
-def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord) -> None:
+def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord, fresh: bool) -> None:
     """Wait for the job, and for those that take its place when it is lost."""
     out, settings = Path(task.out), experiment.cluster
     following = start_following(out, experiment)
@@ -127,7 +128,7 @@ def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord) -> None
         while True:
             what = f"{task.run}: job {record.job_id}"
             with Live(what, out / "history.jsonl", experiment.pretrain.epochs) as live:
-                outcome = wait(record, out / "job", settings, live)
+                outcome = wait(record, out / "job", settings, live, fresh)
             starts = len(read_attempts(out, record.launch))
             if outcome.kind != "lost":
                 break
@@ -135,6 +136,7 @@ def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord) -> None
                 reason = f"{outcome.message}; it has started {starts} times (cluster.requeues: {settings.requeues})"
                 outcome = Outcome("failed", reason, outcome.log)
                 break
+            fresh = False
             warn(f"{outcome.message}; it goes on from its last checkpoint in another job")
             assert record.job_id is not None
             record = _submit(experiment, task, record.config_sha256, (*record.lost, record.job_id))

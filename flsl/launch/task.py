@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flsl.launch.attempts import note_attempt, read_attempts
+from flsl.runtime.attempts import note_attempt, read_attempts
 from flsl.runtime.errors import Stopped, UserError
 from flsl.runtime.outputs import write_json
 from flsl.runtime.progress import say

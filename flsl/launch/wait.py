@@ -22,12 +22,28 @@ _UNKNOWN_FOR = 60.0
 """Seconds after which a job that SLURM does not know counts as ended: its accounting may be slow."""
 
 
+_NEVER = {
+    "PartitionConfig": "its partition's nodes have not what cluster.* asks for (GPUs, CPUs, memory or nodes)",
+    "PartitionNodeLimit": "cluster.nodes are more than its partition allows",
+    "PartitionTimeLimit": "cluster.minutes are more than its partition allows",
+    "BadConstraints": "no node satisfies cluster.constraint and the rest of the request",
+    "AccountNotAllowed": "cluster.account may not use its partition",
+    "QOSNotAllowed": "cluster.qos may not be used with its account or partition",
+    "InvalidAccount": "cluster.account is not known",
+    "InvalidQOS": "cluster.qos is not known",
+}
+"""Why SLURM lets a job wait for ever."""
+
+
 class Interrupted(Stopped):
     """The waiting process was told to end; the job goes on."""
 
 
-def wait(record: JobRecord, folder: Path, settings: ClusterSettings, live: Live) -> Outcome:
+def wait(record: JobRecord, folder: Path, settings: ClusterSettings, live: Live, fresh: bool) -> Outcome:
     """Wait until the job ends, and say how.
+
+    A job that this process has just submitted (``fresh``) and that SLURM queues although no node could ever take it is
+    cancelled at once.
 
     Success is what all of its processes have left as submitit's results; an error counts only once the scheduler says
     that the job has ended, as a requeued one starts anew.
@@ -45,6 +61,9 @@ def wait(record: JobRecord, folder: Path, settings: ClusterSettings, live: Live)
             state = watch()
             if state is not None:
                 live.update(state)
+                if fresh and state.state == "PENDING" and state.reason in _NEVER:
+                    cancel(record.job_id)
+                    return Outcome("failed", f"job {record.job_id} is cancelled: {_NEVER[state.reason]}")
             if state is None or state.state != "UNKNOWN":
                 unknown = time.monotonic()
             over = state is not None and (state.over or time.monotonic() - unknown > _UNKNOWN_FOR)

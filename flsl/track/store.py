@@ -72,6 +72,10 @@ class Store:
         self._client, self._uri, self._timeout, self._within = client, uri, timeout, within
         self._started = time.monotonic()
 
+    def reach(self) -> None:
+        """Ask for something small, so that a store that does not answer is found out."""
+        self._call(self._client.search_experiments, max_results=1)
+
     def experiment(self, name: str, tags: Mapping[str, str]) -> str:
         """Return the id of the experiment ``name``, made or restored where it is not there."""
         found = self._call(self._client.get_experiment_by_name, name)

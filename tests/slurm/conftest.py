@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -178,23 +179,21 @@ def state_of(job: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def work() -> Iterator[Path]:
+def work() -> Path:
     """A folder that all nodes share, with the made images in it."""
     folder = Path(os.environ.get("FLSL_SLURM_FOLDER", PROJECT / "build" / "slurm-tests")).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    for command in (["data", "scenes", "--config", "tiny.yaml", "--out", "scenes"],):
-        subprocess.run([*FLSL, *command], cwd=folder, check=True, capture_output=True)
-    check = [*FLSL, "data", "check", "images", "--config", "tiny.yaml", "--out", "data"]
-    subprocess.run(check, cwd=folder, check=True, capture_output=True)
-    yield folder
+    for command in (["scenes", "--out", "scenes"], ["check", "images", "--out", "data"]):
+        subprocess.run([*FLSL, "data", *command, "--config", "tiny.yaml"], cwd=folder, check=True, capture_output=True)
+    return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def stage(work: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
     """A new pretraining; its jobs are cancelled when the test is over."""
-    stage = Stage(work, request.node.name.removeprefix("test_"))
+    stage = Stage(work, re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[:40].strip("-"))
     yield stage
     for process in stage.processes:
         if process.poll() is None:

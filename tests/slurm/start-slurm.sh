@@ -9,17 +9,15 @@
 # 30 minutes at most). Accounts are enforced, as on most sites: a job needs one that root belongs to.
 #
 #   FLSL_SLURM_NODES  number of nodes               (3)
-#   FLSL_SLURM_CPUS   CPUs each node claims         (max(4, nproc); may exceed the real ones)
-#   FLSL_SLURM_MEM    MB each node claims           (90 % of MemTotal / nodes)
+#   FLSL_SLURM_CPUS   CPUs each node claims         (16; may exceed the real ones)
+#   FLSL_SLURM_MEM    MB each node claims           (64000; may exceed the real ones)
 #   FLSL_SLURM_GPUS   fake GPUs a node, 0: none     (2)
 #   FLSL_SLURM_DBD    1: slurmdbd and MariaDB, so that sacct answers (submitit needs it); 0: no accounting (1)
 #   FLSL_SLURM_DIR    state, spool, database        (/var/spool/flsl-slurm; wiped at each start)
 set -euo pipefail
 NODES=${FLSL_SLURM_NODES:-3}; GPUS=${FLSL_SLURM_GPUS:-2}; DBD=${FLSL_SLURM_DBD:-1}
 BASE=${FLSL_SLURM_DIR:-/var/spool/flsl-slurm}; RUN=/run/flsl-slurm; LOG=/var/log/flsl-slurm
-NCPU=$(nproc); CPUS=${FLSL_SLURM_CPUS:-$(( NCPU > 4 ? NCPU : 4 ))}
-MEMTOT=$(awk '/^MemTotal/{print int($2/1024)}' /proc/meminfo)
-MEM=${FLSL_SLURM_MEM:-$(( MEMTOT * 9 / 10 / NODES ))}
+CPUS=${FLSL_SLURM_CPUS:-16}; MEM=${FLSL_SLURM_MEM:-64000}
 HOST=$(hostname -s)
 t0=$(date +%s%N); say() { printf '[start-slurm %5d ms] %s\n' $(( ($(date +%s%N)-t0)/1000000 )) "$*"; }
 die() { say "FAILED: $*"; tail -n 15 "$LOG"/*.log 2>/dev/null || true; exit 1; }
@@ -104,7 +102,7 @@ SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=256
 # nodes may claim more CPUs and memory than the machine has
 SlurmdParameters=config_overrides
-ReturnToService=2
+ReturnToService=1
 MpiDefault=none
 GresTypes=gpu
 # quick reactions, for tests

@@ -39,7 +39,6 @@ def test_an_error_of_one_rank_ends_all(stage: Stage) -> None:
         (["cluster.qos=nothing"], "cluster.qos: sbatch refuses the job: Invalid qos"),
         (["cluster.constraint=quantum"], "cluster.constraint: sbatch refuses the job: Invalid feature"),
         (["cluster.memory_gb=9000"], "cluster.memory_gb: sbatch refuses the job: Memory specification"),
-        (["cluster.gpus_per_node=64"], "cluster.nodes, gpus_per_node, cpus_per_task or memory_gb: sbatch refuses"),
     ],
 )
 def test_an_impossible_request_is_refused_at_once(stage: Stage, overrides: list[str], message: str) -> None:
@@ -49,6 +48,13 @@ def test_an_impossible_request_is_refused_at_once(stage: Stage, overrides: list[
     assert out.startswith(f"flsl: error: {message}")
     assert out.strip().count("\n") == 0
     assert not (stage.out / "job.json").exists()
+
+
+def test_a_request_that_slurm_would_queue_for_ever(stage: Stage) -> None:
+    out = stage.run("cluster.gpus_per_node=64", code=2)
+    assert out.strip().splitlines()[-1].endswith("its partition's nodes have not what cluster.* asks for "
+                                                 "(GPUs, CPUs, memory or nodes)")  # fmt: skip
+    assert state_of(stage.job()) == "CANCELLED"
 
 
 def test_a_job_cancelled_from_outside(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -85,6 +86,42 @@ def as_arguments(settings, prefix=""):
 def larger(amount):
     """Return a resources function that asks for more on each retry."""
     return lambda wildcards, attempt: amount * attempt
+
+
+def site_resource(name):
+    """Return what the profile sets for all jobs, e.g. the partition, or None."""
+    found = (workflow.resource_settings.default_resources or {}).get(name)
+    # snakemake keeps the profile's words, which may be in quotes, for evaluation within each rule
+    words = getattr(found, "raw", found)
+    return None if words is None else str(words).strip("'\"")
+
+
+# How pretraining runs: in its rule's own job, or as a job that the rule submits and waits for.
+SUBMITS = EXPERIMENT.cluster.kind
+if SUBMITS == "auto":
+    SUBMITS = site_resource("pretrain_by") or "none"
+PRETRAIN = "pretrain" if SUBMITS == "none" else "submit pretrain"
+
+# what a GPU is asked for with
+GPU = 0 if EXPERIMENT.compute.device == "cpu" else 1
+
+
+def pretrain_request(wildcards, attempt):
+    """Return what a submitted pretraining asks for, as arguments; a string, as snakemake's resources are."""
+    if SUBMITS == "none":
+        return ""
+    asked = EXPERIMENT.cluster
+    site = {
+        "partition": site_resource("slurm_partition"),
+        "account": site_resource("slurm_account"),
+        "qos": site_resource("qos"),
+        "constraint": site_resource("constraint"),
+    }
+    request = {name: str(value) for name, value in site.items() if value and getattr(asked, name) is None}
+    request |= {"kind": SUBMITS, "minutes": asked.minutes * attempt}
+    if asked.memory_gb is not None:
+        request["memory_gb"] = asked.memory_gb * attempt
+    return shlex.join(as_arguments(request, "cluster."))
 
 
 def alternatives(names):

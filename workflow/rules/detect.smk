@@ -27,7 +27,7 @@ rule coco:
     resources:
         mem_mb=larger(32000),
         runtime=larger(2880),
-        gpu=1,
+        gpu=GPU,
     params:
         config=config_of_run,
         settings=detection_params("coco"),
@@ -63,7 +63,7 @@ rule uavdt:
     resources:
         mem_mb=larger(32000),
         runtime=larger(2880),
-        gpu=1,
+        gpu=GPU,
     params:
         config=config_of_run,
         settings=detection_params("uavdt"),

@@ -2,7 +2,8 @@
 
 
 # The newest checkpoints and history.jsonl are no outputs: snakemake removes outputs before it starts a job, and a job
-# that starts again goes on from them.
+# that starts again goes on from them. On a cluster this is a local rule, which submits a job of several nodes and waits
+# for it; how pretraining runs is no part of the command's text, so that it reruns nothing.
 rule pretrain:
     input:
         images=project("data/images/manifest.json"),
@@ -21,13 +22,15 @@ rule pretrain:
         project("benchmarks/{run}/pretrain.tsv")
     wildcard_constraints:
         run=alternatives(RUNS),
+    localrule: SUBMITS != "none"
     conda:
         "../../envs/flsl.yaml"
-    threads: 8
+    threads: 1 if SUBMITS == "slurm" else 8
     resources:
         mem_mb=larger(16000),
         runtime=larger(2880),
-        gpu=1,
+        gpu=GPU,
+        request=pretrain_request,
     params:
         config=config_of_run,
         settings=settings_of("seed", "pretrain"),
@@ -36,8 +39,8 @@ rule pretrain:
     message:
         "Pretraining {wildcards.run}; its progress is in {log}"
     shell:
-        "flsl pretrain --config {params.config:q} --name {wildcards.run:q} --images {params.images:q} "
-        "--out {params.folder:q} 2>&1 | tee {log:q}"
+        "flsl {PRETRAIN} --config {params.config:q} --name {wildcards.run:q} --images {params.images:q} "
+        "--out {params.folder:q} {resources.request} 2>&1 | tee -i {log:q}"
 
 
 rule baseline:

@@ -19,7 +19,7 @@ rule features:
     resources:
         mem_mb=larger(8000),
         runtime=larger(120),
-        gpu=1,
+        gpu=GPU,
     params:
         config=config_of_run,
         settings=settings_of("features"),
@@ -53,7 +53,7 @@ rule knn:
     resources:
         mem_mb=larger(8000),
         runtime=larger(60),
-        gpu=1,
+        gpu=GPU,
     params:
         config=config_of_run,
         settings=settings_of("knn"),
@@ -87,7 +87,7 @@ rule linear:
     resources:
         mem_mb=larger(8000),
         runtime=larger(1440),
-        gpu=1,
+        gpu=GPU,
     params:
         config=config_of_run,
         settings=settings_of("seed", "features", "linear"),
@@ -121,7 +121,7 @@ rule aligned_knn:
     resources:
         mem_mb=larger(8000),
         runtime=larger(120),
-        gpu=1,
+        gpu=GPU,
     params:
         config=config_of_run,
         settings=settings_of("features", "aligned_knn"),

@@ -22,7 +22,7 @@ rule davis_propagate:
     resources:
         mem_mb=larger(8000),
         runtime=larger(120),
-        gpu=1,
+        gpu=GPU,
     params:
         config=config_of_run,
         settings=davis_protocol(),

@@ -4,8 +4,8 @@ FLSL_TEST_STEP_SECONDS=s             each step takes that much longer
 FLSL_TEST_RAISE=rank:step            that rank raises an error at that step
 FLSL_TEST_DIE=rank:step:marker       that rank kills itself at that step, unless the file `marker` exists already
 FLSL_TEST_EAT=rank:step:gigabytes    that rank takes memory at that step
-FLSL_TEST_HANG_SAVE=step:marker      half of that step's checkpoint is written, then the disk stands still, unless the
-                                     file `marker` exists already
+FLSL_TEST_KILL_SAVE=step:marker      when half of that step's checkpoint is written, all processes of the job on that
+                                     machine are killed, unless the file `marker` exists already
 """
 
 import importlib.abc
@@ -72,17 +72,27 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _hanging_fsync(fd, fsync=os.fsync):
-    step, marker = _setting("HANG_SAVE")
-    name = Path(os.readlink(f"/proc/self/fd/{fd}"))
+def _kill_job():
+    mine = f"SLURM_JOB_ID={os.environ['SLURM_JOB_ID']}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mine in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+                os.kill(int(folder.name), signal.SIGKILL)
+        except OSError:
+            continue
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fatal_fsync(fd, fsync=os.fsync):
+    step, marker = _setting("KILL_SAVE")
+    name = Path(f"/proc/self/fd/{fd}").readlink()
     if name.name.startswith(f".step-{int(step):09d}") and _first_time(marker):
         os.truncate(name, name.stat().st_size // 2)
-        Path(f"{marker}.now").touch()
-        time.sleep(600)
+        _kill_job()
     return fsync(fd)
 
 
 if any(name.startswith("FLSL_TEST_") for name in os.environ):
     sys.meta_path.insert(0, _Finder())
-if os.environ.get("FLSL_TEST_HANG_SAVE"):
-    os.fsync = _hanging_fsync
+if os.environ.get("FLSL_TEST_KILL_SAVE"):
+    os.fsync = _fatal_fsync

@@ -1,0 +1,301 @@
+"""``flsl doctor``: whether a site can do what a config asks for, before a long run finds out; one line a check."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flsl.config.experiment import Experiment
+from flsl.launch import request
+from flsl.launch.queue import run
+from flsl.runtime.errors import UserError
+
+_COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
+_JOB_SECONDS = 180.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line.
+
+    Attributes:
+        level: ``ok``; ``warn``: may be intended; ``FAIL``: the run would fail.
+        check: what was looked at.
+        text: what was found.
+    """
+
+    level: Literal["ok", "warn", "FAIL"]
+    check: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:4}  {self.check}: {self.text}"
+
+
+def examine(experiment: Experiment, job: bool = True) -> Iterator[Finding]:
+    """Yield what each check finds, as soon as it is known.
+
+    Args:
+        experiment: what is to be run.
+        job: whether to look at a compute node by a tiny job.
+    """
+    slurm = request.resolve_kind(experiment.cluster) == "slurm"
+    checks: list[tuple[str, Callable[[Experiment], Iterator[Finding]]]] = [
+        ("python", _python),
+        ("torch", _torch),
+        ("data", _data),
+        ("results", _disk),
+        ("mlflow", _mlflow),
+    ]
+    if slurm:
+        checks += [("slurm", _slurm), ("request", _request)]
+        checks += [("compute node", _node)] if job else []
+    else:
+        yield Finding("ok", "slurm", "not used: cluster.kind is local, or there is no sbatch here")
+    for name, check in checks:
+        try:
+            yield from check(experiment)
+        except UserError as error:
+            yield Finding("FAIL", name, str(error))
+
+
+def _python(experiment: Experiment) -> Iterator[Finding]:
+    fine = sys.version_info >= (3, 11)
+    yield Finding("ok" if fine else "FAIL", "python", f"{platform.python_version()} at {sys.executable}")
+
+
+def _torch(experiment: Experiment) -> Iterator[Finding]:
+    try:
+        facts = torch_facts()
+    except ImportError as error:
+        yield Finding("FAIL", "torch", f"cannot be imported ({error}); install the package again")
+        return
+    yield Finding("ok", "torch", f"{facts['torch']}; on this machine {_devices(facts)}")
+    if request.resolve_kind(experiment.cluster) != "slurm":
+        yield from _judge_devices(experiment, facts, "torch")
+
+
+def torch_facts() -> dict[str, Any]:
+    """Return what torch finds on this machine."""
+    import torch
+
+    works = torch.cuda.is_available()
+    nccl = torch.cuda.nccl.version() if works else None  # type: ignore[no-untyped-call]
+    return {
+        "torch": torch.__version__,
+        "gpus": torch.cuda.device_count() if works else 0,
+        "gpu": torch.cuda.get_device_name(0) if works else None,
+        "nccl": ".".join(map(str, nccl)) if nccl else None,
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }
+
+
+def _devices(facts: dict[str, Any]) -> str:
+    if facts["gpus"]:
+        return f"{facts['gpus']} × {facts['gpu']}, NCCL {facts['nccl']}"
+    seen = f", though CUDA_VISIBLE_DEVICES is '{facts['visible']}'" if facts["visible"] else ""
+    return f"no working CUDA{seen}"
+
+
+def _judge_devices(experiment: Experiment, facts: dict[str, Any], check: str) -> Iterator[Finding]:
+    asked = request.gpus_per_node(experiment)
+    if experiment.compute.device == "cpu":
+        return
+    if facts["gpus"] == 0 and (experiment.compute.device == "cuda" or facts["visible"]):
+        yield Finding("FAIL", check, f"{_devices(facts)}; check the driver, or set compute.device=cpu")
+    elif 0 < facts["gpus"] < asked:
+        yield Finding("FAIL", check, f"{facts['gpus']} GPUs work, where cluster.gpus_per_node asks for {asked}")
+    elif facts["gpus"] and facts["nccl"] is None:
+        yield Finding("FAIL", check, "torch has no NCCL, through which GPUs talk")
+
+
+def _data(experiment: Experiment) -> Iterator[Finding]:
+    data = experiment.data
+    if data.scenes is not None:
+        yield Finding("ok", "data", f"made by the workflow in {data.scenes.root}")
+        return
+    wanted: dict[str, list[str]] = {}
+    if data.images is not None:
+        parts = [data.images.train, data.images.val, data.images.boxes]
+        wanted["images"] = [f"{data.images.root}/{part}" for part in parts if part]
+    if data.coco is not None:
+        coco = data.coco
+        parts = [coco.train_images, coco.val_images, coco.train_annotations, coco.val_annotations]
+        wanted["coco"] = [f"{coco.root}/{part}" for part in parts]
+    if data.uavdt is not None:
+        wanted["uavdt"] = [f"{data.uavdt.root}/{part}" for part in (data.uavdt.frames, data.uavdt.ground_truth)]
+    if data.davis is not None:
+        wanted["davis"] = [f"{data.davis.root}/{part}" for part in ("JPEGImages", "Annotations", "ImageSets")]
+    for name, paths in wanted.items():
+        missing = [path for path in paths if not Path(path).exists()]
+        if missing:
+            yield Finding("FAIL", f"data.{name}", f"not there: {', '.join(missing)}")
+        else:
+            yield Finding("ok", f"data.{name}", f"{paths[0]} and {len(paths) - 1} more are there")
+
+
+def _disk(experiment: Experiment) -> Iterator[Finding]:
+    folder = Path(experiment.results)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        yield Finding("FAIL", "results", f"{there}: may not be written")
+        return
+    needed, free = checkpoints_bytes(experiment), shutil.disk_usage(there).free
+    text = f"{free / 1e9:.1f} GB free in {there}, {needed / 1e9:.2f} GB needed for the checkpoints of all runs"
+    yield Finding("ok" if free > needed else "FAIL", "results", text)
+
+
+def checkpoints_bytes(experiment: Experiment) -> int:
+    """Return the space that the pretraining checkpoints of all runs take, in bytes."""
+    import torch
+
+    from flsl.config.loading import run_experiment
+    from flsl.pretrain.network import FLSLNetwork
+
+    total = 0
+    for name in experiment.runs:
+        resolved = run_experiment(experiment, name)
+        with torch.device("meta"):
+            network = FLSLNetwork(resolved.pretrain, drop_path=0.0)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        # student, teacher and the optimiser's two moments, in float32; the kept ones, the next one and the final one
+        total += 16 * parameters * (experiment.compute.checkpoints_kept + 2)
+    return total
+
+
+def _mlflow(experiment: Experiment) -> Iterator[Finding]:
+    from flsl.track.store import default_uri, open_store, shown
+
+    folder = Path(experiment.results) / experiment.project
+    uri = experiment.tracking.uri or default_uri(folder)
+    if uri == f"sqlite:///{folder.resolve() / 'mlflow.db'}":
+        yield Finding("ok", "mlflow", f"SQLite in {folder}, which this machine alone writes")
+        return
+    with open_store(uri, experiment.tracking.timeout) as store:
+        store.reach()
+    yield Finding("ok", "mlflow", f"{shown(uri)} answers")
+
+
+def _slurm(experiment: Experiment) -> Iterator[Finding]:
+    missing = [name for name in _COMMANDS if shutil.which(name) is None]
+    if missing:
+        yield Finding("FAIL", "slurm", f"not on PATH: {', '.join(missing)}")
+        return
+    code, out, error = run(["scontrol", "show", "config"])
+    if code:
+        yield Finding("FAIL", "slurm", f"the controller does not answer: {error}")
+        return
+    config = dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    config = {key.strip(): value.strip() for key, value in config.items()}
+    yield Finding("ok", "slurm", f"{config.get('SLURM_VERSION', '?')}, cluster {config.get('ClusterName', '?')}")
+    code, _, error = run(["sacct", "-X", "-n", "-S", "now"])
+    if code or config.get("AccountingStorageType", "").endswith("none"):
+        yield Finding("FAIL", "accounting", f"sacct does not answer ({error or 'it is switched off'}); jobs that end "
+                      "without a word would not be noticed")  # fmt: skip
+    else:
+        yield Finding("ok", "accounting", "sacct answers")
+
+
+def _request(experiment: Experiment) -> Iterator[Finding]:
+    request.check_request(experiment)
+    code, _, error = run(["sbatch", "--test-only", *sbatch_arguments(experiment), "--wrap", "true"])
+    said = error.splitlines()[-1].removeprefix("sbatch: ") if error else ""
+    if code:
+        yield Finding("FAIL", "request", f"sbatch would refuse the pretraining of cluster.*: {said}")
+        return
+    cluster = experiment.cluster
+    shape = f"{cluster.nodes} nodes × {request.tasks_per_node(experiment)} processes, {cluster.minutes} min"
+    yield Finding("ok", "request", f"{shape}: {said or 'could be granted'}")
+
+
+def sbatch_arguments(experiment: Experiment, tiny: bool = False) -> list[str]:
+    """Return the pretraining's request as arguments of sbatch or srun; ``tiny``: one process, for two minutes."""
+    cluster = experiment.cluster
+    gpus = request.gpus_per_node(experiment)
+    asked: dict[str, Any] = {
+        "nodes": 1 if tiny else cluster.nodes,
+        "ntasks-per-node": 1 if tiny else request.tasks_per_node(experiment),
+        "cpus-per-task": 1 if tiny else cluster.cpus_per_task,
+        "time": 2 if tiny else cluster.minutes,
+        "gpus-per-node": gpus or None,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "mem": "2G" if tiny else f"{round(cluster.memory_gb * 1024)}M" if cluster.memory_gb else None,
+    }
+    return [f"--{name}={value}" for name, value in asked.items() if value is not None]
+
+
+def _node(experiment: Experiment) -> Iterator[Finding]:
+    folder = Path(experiment.results).absolute() / f".doctor-{secrets.token_hex(4)}"
+    folder.mkdir(parents=True)
+    try:
+        token = secrets.token_hex(8)
+        (folder / "question").write_text(token, encoding="utf-8")
+        command = ["srun", *sbatch_arguments(experiment, tiny=True), "--job-name=flsl-doctor", "--quiet"]
+        command += [sys.executable, "-m", "flsl.doctor", str(folder)]
+        code, out, error = run(command, _JOB_SECONDS)
+        if code == 124:
+            yield Finding("warn", "compute node", f"a tiny job was not done within {_JOB_SECONDS:g} s (queue full?)")
+            return
+        facts = _last_json(out)
+        if code or facts is None:
+            reason = (error or out).strip().splitlines()
+            yield Finding("FAIL", "compute node", f"a tiny job failed: {reason[-1] if reason else f'exit code {code}'}")
+            return
+        yield Finding("ok", "compute node", f"{facts['host']}: torch {facts['torch']}, {_devices(facts)}")
+        yield from _judge_devices(experiment, facts, "compute node")
+        yield _judge_folder(folder, token, facts, experiment.cluster.latency_seconds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _judge_folder(folder: Path, token: str, facts: dict[str, Any], latency: float) -> Finding:
+    parent = folder.parent
+    if facts["question"] != token:
+        return Finding("FAIL", "shared folder", f"{parent} is not the same folder on {facts['host']}")
+    if facts["refused"]:
+        return Finding("FAIL", "shared folder", f"{parent} may not be written on {facts['host']}: {facts['refused']}")
+    started = time.monotonic()
+    while not (answer := folder / "answer").exists() or answer.read_text(encoding="utf-8") != token[::-1]:
+        if time.monotonic() - started > latency:
+            late = f"what {facts['host']} writes is not seen here within {latency:g} s (cluster.latency_seconds)"
+            return Finding("FAIL", "shared folder", f"{parent}: {late}")
+        time.sleep(0.5)
+    return Finding("ok", "shared folder", f"{parent} is seen and written on {facts['host']}")
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    for line in reversed(text.splitlines()):
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def answer_from_node(folder: Path) -> dict[str, Any]:
+    """Look at the machine on which this runs, answer in ``folder``, and return what was found."""
+    question, refused = None, None
+    try:
+        question = (folder / "question").read_text(encoding="utf-8")
+        (folder / "answer").write_text(question[::-1], encoding="utf-8")
+    except OSError as error:
+        refused = str(error)
+    return {"host": platform.node(), "question": question, "refused": refused, **torch_facts()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer_from_node(Path(sys.argv[1]))))
