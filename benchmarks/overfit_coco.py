@@ -31,9 +31,9 @@ SETTINGS = {
             "proposals_train": 300, "proposals_test": 300, "anchor_sizes": [16, 32, 64, 128, 256],
         },
         "coco": {
-            "epochs": 60, "milestones": [50], "batch_size": 2, "learning_rate": 2e-3, "warmup_steps": 50, "clip": 1.0,
+            "epochs": 40, "milestones": [32], "batch_size": 2, "learning_rate": 2e-3, "warmup_steps": 50, "clip": 1.0,
             "precision": "float32", "weight_decay": 0.0, "short_sides": [320], "test_short_side": 320, "long_side": 480,
-            "crop_short_sides": [320], "crop": 0.0, "flip": 0.0, "evaluate_every": 30, "images_shown": 10,
+            "crop_short_sides": [320], "crop": 0.0, "flip": 0.0, "evaluate_every": 20, "images_shown": 10,
         },
     },
     "compute": {"workers": 0, "log_every": 25},
