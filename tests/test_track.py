@@ -584,6 +584,21 @@ def test_following_ends_with_the_process_that_trains(tmp_path: Path, empty_store
     assert len(curve(results, "base/pretrain", "train/loss")) == 3
 
 
+def test_a_stage_elsewhere_is_followed_and_stays(results: Results) -> None:
+    sync(results.folder)
+    stage = results.folder.parent / "elsewhere"
+    shutil.copytree(results.folder / "runs" / "base" / "pretrain", stage)
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    command = [sys.executable, "-m", "flsl", "track", "follow", str(stage), "--project=demo", "--run=mine"]
+    command += [f"--parent-pid={process.pid}", f"--uri=sqlite:///{results.folder}/mlflow.db"]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    assert len(curve(results, "mine/pretrain", "train/loss")) == 20
+    assert shown_runs(results)["mine"].data.params == shown_runs(results)["base"].data.params
+    assert sync(results.folder).removed == 0
+    assert "mine/pretrain" in shown_runs(results)
+
+
 def test_a_silent_server_costs_the_training_nothing(tmp_path: Path, silent_port: int) -> None:
     settings = experiment(tracking={"uri": f"http://127.0.0.1:{silent_port}", "timeout": 1.0})
     stage = Results(tmp_path, settings).history("base", range(1, 4)).parent

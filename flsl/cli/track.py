@@ -13,7 +13,9 @@ from flsl.cli.common import Commands, command
 if TYPE_CHECKING:
     from flsl.config.experiment import TrackingSettings
 
+_LIMIT = 1800.0  # seconds that a workflow waits for a slow server
 _SYNC = """
+
 Reads results/<project> and sends what MLflow does not show yet: one MLflow run a run of the project, with its
 pretraining settings as params and the final figures of all stages as metrics, and below it one a stage with its
 settings, curves and files. Called again, it updates and never duplicates. Runs whose settings changed, and runs whose
@@ -23,6 +25,7 @@ The store is --uri, else tracking.uri of the config (without --config, of the ne
 MLFLOW_TRACKING_URI, else results/<project>/mlflow.db, which
 `mlflow ui --backend-store-uri sqlite:///results/<project>/mlflow.db` shows."""
 _FOLLOW = """
+
 Ends when metrics.json appears or the process PID ends. `flsl pretrain` starts it by itself (tracking.live)."""
 
 
@@ -36,7 +39,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--config", type=Path, metavar="YAML", help="the experiment's settings, for tracking.*")
     _settings_arguments(parser)
     parser.add_argument(
-        "--within", type=float, metavar="SECONDS", help="stop after so long; the next sync goes on (default: no limit)"
+        "--within",
+        type=float,
+        metavar="SECONDS",
+        help="stop after so long; the next sync goes on (default: never; with --best-effort 1800)",
     )
     parser.add_argument(
         "--best-effort",
@@ -91,7 +97,8 @@ def _sync(args: argparse.Namespace) -> None:
         folder = Path(experiment.results) / experiment.project
     base = experiment.tracking if experiment is not None else recorded_settings(folder)
     try:
-        done = sync(folder, settings=_settings(args, base), within=args.within)
+        limit = args.within if args.within is not None else _LIMIT if args.best_effort else None
+        done = sync(folder, settings=_settings(args, base), within=limit)
     except TrackingError as error:
         if not args.best_effort:
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 from flsl.config.experiment import TrackingSettings
 from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.progress import say, warn
-from flsl.runtime.results import CONFIG, HISTORY, RECORD, Run, read_config, read_stage
+from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, RECORD, Run, read_config, read_stage
 from flsl.track.lock import BusyError, sending
 from flsl.track.mirror import Mirror, Place, now
 from flsl.track.start import in_project
@@ -84,9 +84,11 @@ class _Look:
         files = [_stamp(self._stage_dir / name) for name in (HISTORY, RECORD)]
         if files == [None, None] or (files == self._sent and not last):
             return
-        stage = read_stage(self._stage_dir, "pretrain" if not in_project(self._stage_dir) else None)
-        config = read_config(self._stage_dir.parent / CONFIG, []) if in_project(self._stage_dir) else {}
-        run = Run(self._run, self._stage_dir.parent, config, {stage.name: stage})
+        # elsewhere than in a project, a stage's folder is all there is of a run
+        inside = in_project(self._stage_dir)
+        home = self._stage_dir.parent if inside else self._stage_dir
+        stage = read_stage(self._stage_dir, None if inside else PRETRAIN)
+        run = Run(self._run, home, read_config(home / CONFIG, []), {stage.name: stage})
         try:
             with sending(self._place.folder, self._settings.timeout if last else 1.0):
                 if self._mirror is None:
