@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from flsl.detect.augment import Geometry, Target, apply_image, apply_target, dra
 from flsl.detect.coco_files import Annotations, Record
 from flsl.detect.rle import check, check_codes, compress
 from flsl.runtime.errors import UserError, inside, require_folder
-from flsl.runtime.outputs import sha256_json
+from flsl.runtime.outputs import sha256_file
 
 Key = tuple[int, int]
 
@@ -47,7 +49,7 @@ class TrainingSet:
     """Images with at least one sound object, and their objects.
 
     Attributes:
-        digest: of the annotations that it was taken from.
+        digest: changes with what is trained on.
         folder: of the image files.
         images: COCO's records.
         boxes: by image, (n, 4) x0, y0, x1, y1 within the image.
@@ -116,15 +118,21 @@ def training_set(truth: Annotations, folder: Path, masks: bool) -> TrainingSet:
     if empty:
         skipped["images without objects"] = empty
     ids = sorted(objects)
-    return TrainingSet(
-        sha256_json(truth.dataset()),
-        folder,
-        [truth.images[number] for number in ids],
-        [np.array([box for box, _, _ in objects[number]], dtype=np.float32) for number in ids],
-        [np.array([label for _, label, _ in objects[number]], dtype=np.int64) for number in ids],
-        [[part for _, _, part in objects[number]] for number in ids] if masks else None,
-        dict(skipped),
-    )
+    images = [truth.images[number] for number in ids]
+    boxes = [np.array([box for box, _, _ in objects[number]], dtype=np.float32) for number in ids]
+    classes = [np.array([label for _, label, _ in objects[number]], dtype=np.int64) for number in ids]
+    parts = [[part for _, _, part in objects[number]] for number in ids] if masks else None
+    return TrainingSet(_digest(truth, images, boxes, classes), folder, images, boxes, classes, parts, dict(skipped))
+
+
+def _digest(truth: Annotations, images: list[Record], *arrays: list[NDArray[Any]]) -> str:
+    """Return a digest of what is trained on: the file of the annotations, if there is one, and images and boxes."""
+    content = hashlib.sha256(sha256_file(truth.path).encode() if truth.path.is_file() else b"")
+    for record in images:
+        content.update(f"{record['id']} {record['file_name']}\n".encode())
+    for array in itertools.chain(*arrays):
+        content.update(array.tobytes())
+    return content.hexdigest()
 
 
 def _broken_masks(truth: Annotations) -> set[int]:
