@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import git_revision, read_json, sha256_file
+from flsl.runtime.outputs import package_versions, read_json, sha256_file
 
 
 def record_path(previews: Path, name: str) -> Path:
@@ -16,7 +16,7 @@ def record_path(previews: Path, name: str) -> Path:
 
 
 def is_made(path: Path, run: str, params: Mapping[str, Any], inputs: Iterable[Path], outputs: Iterable[Path]) -> bool:
-    """Tell whether a record says that all was made by this run with these settings, inputs and code, and is there yet.
+    """Tell whether a record says that all was made by this run with these settings, inputs and packages, and is there.
 
     Args:
         path: the record.
@@ -28,12 +28,12 @@ def is_made(path: Path, run: str, params: Mapping[str, Any], inputs: Iterable[Pa
     try:
         record = read_json(path, "a record")
         provenance = record["provenance"]
-        made = (record["run"], record["params"], provenance["git"])
+        made = (record["run"], record["params"], provenance["packages"])
         hashes = provenance["inputs"]
     except (UserError, KeyError, TypeError):
         return False
     return (
-        made == (run, dict(params), git_revision())
+        made == (run, dict(params), package_versions())
         and all(output.is_file() for output in outputs)
         and hashes == {str(file): sha256_file(file) for file in inputs}
     )

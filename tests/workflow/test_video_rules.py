@@ -52,6 +52,12 @@ def project(tmp_path):
     return tmp_path
 
 
+def change(project, **davis):
+    settings = yaml.safe_load((project / "config.yaml").read_text())
+    settings["davis"].update(davis)
+    (project / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
 def snakemake(project, *arguments):
     command = [str(Path(sys.executable).with_name("snakemake")), "--snakefile", str(ROOT / "workflow" / "Snakefile")]
     command += ["--directory", str(project), "--cores", "2", *arguments, "--configfile", str(project / "config.yaml")]
@@ -67,9 +73,7 @@ def jobs(output):
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 3), (2, 2), (10, 1)])
 def test_a_job_takes_as_many_sequences_as_the_setting_says(project, size, expected):
-    settings = yaml.safe_load((project / "config.yaml").read_text())
-    settings["davis"]["sequences_per_job"] = size
-    (project / "config.yaml").write_text(yaml.safe_dump(settings))
+    change(project, sequences_per_job=size)
     found = snakemake(project, "--dry-run", METRICS)
     assert found.returncode == 0, found.stderr
     planned = jobs(found.stdout + found.stderr)
@@ -96,21 +100,13 @@ def test_a_sequence_that_failed_is_made_again_alone_and_is_never_lost(project):
     assert made == {name: (masks / name / "00001.png").stat().st_mtime_ns for name in ("a", "c")}
     record = json.loads((project / METRICS).read_text())
     assert [row["sequence"] for row in record["sequences"]] == ["a", "b", "c"]
-    assert sorted(path.name for path in (project / METRICS).with_name("sheets").iterdir()) == [
-        "a.jpg",
-        "b.jpg",
-        "c.jpg",
-    ]
-    assert jobs_left(project) == 0
+    sheets = (project / METRICS).with_name("sheets")
+    assert sorted(path.name for path in sheets.glob("*.jpg")) == ["a.jpg", "b.jpg", "c.jpg"]
 
     # batches change speed, not results; the radius changes them
-    (project / "config.yaml").write_text(
-        (project / "config.yaml").read_text().replace("size: 48", "batch_size: 2\n  size: 48")
-    )
+    change(project, batch_size=2)
     assert jobs_left(project) == 0
-    (project / "config.yaml").write_text(
-        (project / "config.yaml").read_text().replace("size: 48", "radius: 3\n  size: 48")
-    )
+    change(project, radius=3)
     assert jobs_left(project) == 2
 
 
