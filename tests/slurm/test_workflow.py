@@ -1,0 +1,123 @@
+"""`snakemake --profile slurm`: the whole DAG on the cluster, and many pretrainings at once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import PROJECT, TINY
+
+# all that a shared project folder must hold for the workflow to run in it
+PARTS = ("workflow", "slurm", "config", "envs")
+
+
+@pytest.fixture
+def project(work: Path, request: pytest.FixtureRequest) -> Path:
+    """A project's root, as a clone has it."""
+    folder = work / request.node.name
+    folder.mkdir()
+    for part in PARTS:
+        shutil.copytree(PROJECT / part, folder / part, symlinks=True)
+    # a site edits this one file; a test cluster answers faster than a real one
+    profile = folder / "workflow" / "profiles" / "slurm" / "config.yaml"
+    text = profile.read_text().replace("status-checks: 10", "status-checks: 3")
+    text = text.replace("# slurm_account: myproject", "slurm_account: root")
+    text = text.replace("# slurm_partition: gpu", "slurm_partition: high")
+    profile.write_text(text)
+    return folder
+
+
+def experiment(folder: Path, name: str, **changes: Any) -> Path:
+    """Write an experiment whose made data lie in a folder of its own."""
+    settings = json.loads(json.dumps(TINY)) | changes | {"project": name}
+    settings["data"]["scenes"]["root"] = f"results/{name}-scenes"
+    settings["data"]["images"]["root"] = f"results/{name}-scenes/images"
+    settings["data"]["images"]["boxes"] = "boxes.csv"
+    path = folder / "config" / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def snakemake(folder: Path, *arguments: str, path: str = "") -> str:
+    """Run snakemake in a project's root."""
+    found = os.pathsep.join([*([path] if path else []), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["snakemake", *arguments],
+        cwd=folder,
+        env={**os.environ, "PATH": found},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def figures(folder: Path, name: str) -> dict[str, Any]:
+    """All figures but those that tell how fast the machine was."""
+    found = {}
+    for path in sorted((folder / "results" / name / "runs").glob("*/*/metrics.json")):
+        metrics = json.loads(path.read_text())["metrics"]
+        found[f"{path.parts[-3]}/{path.parts[-2]}"] = {
+            key: value for key, value in metrics.items() if "per_second" not in key and "seconds" not in key
+        }
+    return found
+
+
+def test_the_whole_dag_gives_the_same_figures(project: Path) -> None:
+    stages = {"stages": ["knn", "linear", "aligned_knn"]}
+    experiment(project, "cluster", **stages)
+    experiment(project, "here", **stages)
+    out = snakemake(project, "--profile", "slurm", "--configfile", "config/cluster.yaml")
+    assert "re-attached" not in out
+    snakemake(project, "--cores", "2", "--configfile", "config/here.yaml")
+    ours, theirs = figures(project, "cluster"), figures(project, "here")
+    assert (
+        len(theirs) == 2 * 4 + 1
+    )  # pretraining, features and three probes of a run and of a baseline, without its own
+    assert ours == theirs
+
+    job = json.loads((project / "results/cluster/runs/base/pretrain/job.json").read_text())
+    facts = subprocess.run(["scontrol", "show", "job", job["job_id"]], capture_output=True, text=True).stdout
+    assert "Partition=high" in facts
+    assert "Account=root" in facts
+    assert f"complete, by job {job['job_id']}" in (project / "results/cluster/logs/base/pretrain.log").read_text()
+    ran_on = json.loads((project / "results/cluster/runs/base/knn/metrics.json").read_text())["provenance"]["host"]
+    assert ran_on.startswith("node") or os.environ.get("FLSL_SLURM_FOLDER")
+    # nothing is left to do, on the cluster or here
+    assert "Nothing to be done" in snakemake(project, "--profile", "slurm", "--configfile", "config/cluster.yaml")
+    assert "Nothing to be done" in snakemake(project, "--cores", "2", "--configfile", "config/cluster.yaml")
+
+
+def test_ten_pretrainings_at_once_ask_slurm_no_more_than_one(project: Path, work: Path) -> None:
+    # every question to SLURM is noted by a command of the same name that stands before it
+    tools, log = project / "tools", project / "questions"
+    tools.mkdir()
+    for name in ("squeue", "sacct"):
+        real = shutil.which(name)
+        tool = tools / name
+        tool.write_text(f'#!/bin/sh\necho "$(date +%s.%N) {name} $PPID" >> {log}\nexec {real} "$@"\n')
+        tool.chmod(0o755)
+    cluster = {**TINY["cluster"], "poll_seconds": 4}
+    runs = {f"seed{seed}": {"seed": seed} for seed in range(10)}
+    path = experiment(project, "many", runs=runs, cluster=cluster, stages=[], baselines={})
+    metrics = [f"results/many/runs/{run}/pretrain/metrics.json" for run in runs]
+    snakemake(project, "--profile", "slurm", "--configfile", str(path), *metrics, path=str(tools))
+    waiters = {json.loads((project / metric).with_name("job.json").read_text())["job_id"] for metric in metrics}
+    assert len(waiters) == 10
+    losses = {json.loads((project / metric).read_text())["metrics"]["pretrain/loss"] for metric in metrics}
+    assert len(losses) == 10
+    times = [float(line.split()[0]) for line in log.read_text().splitlines() if " squeue " in line]
+    assert len(times) > 3
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert min(gaps) > 3
