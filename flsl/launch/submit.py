@@ -123,7 +123,7 @@ def _submit(experiment: Experiment, task: PretrainTask, recipe: str, lost: tuple
 def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord, fresh: bool) -> None:
     """Wait for the job, and for those that take its place when it is lost."""
     out, settings = Path(task.out), experiment.cluster
-    following = start_following(out, experiment)
+    following = start_following(out, experiment, head=True)
     try:
         while True:
             what = f"{task.run}: job {record.job_id}"

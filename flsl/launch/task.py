@@ -168,6 +168,7 @@ def _link(source: Path, target: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copy2(source, temporary)
     temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # still there where both were names of one file already
 
 
 def _tell(path: Path, rank: int, error: Exception) -> None:

@@ -36,7 +36,7 @@ class Following:
                 self._process.terminate()
 
 
-def start_following(stage_dir: Path | str, experiment: Experiment) -> Following:
+def start_following(stage_dir: Path | str, experiment: Experiment, head: bool = False) -> Following:
     """Send the curves of ``stage_dir/history.jsonl`` to MLflow while this process goes on.
 
     A process of its own does it: a server that is slow or down costs this one nothing. Its warnings are in
@@ -46,9 +46,11 @@ def start_following(stage_dir: Path | str, experiment: Experiment) -> Following:
         stage_dir: the stage's folder, as a rule ``results/<project>/runs/<run>/pretrain``. In another place, curves
             are sent only where a tracking server is named by ``tracking.uri`` or ``MLFLOW_TRACKING_URI``.
         experiment: its ``tracking`` says where to and whether at all.
+        head: whether this process is on the machine that syncs the project. Within a SLURM job it is not, and then
+            only a server is sent to: SQLite must not be written from several nodes.
     """
     try:
-        return _start(Path(stage_dir).resolve(), experiment)
+        return _start(Path(stage_dir).resolve(), experiment, head)
     except Exception as error:
         warn(f"curves are not sent to MLflow while training: {error}")
         return Following()
@@ -59,10 +61,13 @@ def in_project(stage_dir: Path) -> bool:
     return len(stage_dir.parents) > 2 and stage_dir.parents[1].name == "runs"
 
 
-def _start(stage_dir: Path, experiment: Experiment) -> Following:
+def _start(stage_dir: Path, experiment: Experiment, head: bool) -> Following:
     tracking = experiment.tracking
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not tracking.live or not (uri or in_project(stage_dir)):
+        return Following()
+    if not head and "SLURM_JOB_ID" in os.environ and (not uri or uri.startswith("sqlite:")):
+        say("curves are sent to MLflow by `flsl track sync` afterwards: SQLite is not written from a cluster's nodes")
         return Following()
     if importlib.util.find_spec("mlflow") is None:
         say("mlflow is not installed here: curves are sent by `flsl track sync` afterwards")
