@@ -62,6 +62,42 @@ def test_figures_equal_the_literal_reference_on_any_masks(tmp_path, seed, frames
     )
 
 
+def ellipses(frames, shift):
+    """Label maps of two ellipses: one crosses the other and leaves, the other shrinks; ``shift`` misplaces them."""
+    y, x = np.mgrid[:120, :213]
+    masks = []
+    for time in range(frames):
+        labels = np.zeros((120, 213), np.uint8)
+        wobble = shift * (time % 4)
+        labels[((y - 60 - wobble) / (40 - 2 * time)) ** 2 + ((x - 110) / 30) ** 2 <= 1] = 2
+        labels[((y - 50) / 18) ** 2 + ((x - 40 - 14 * time + wobble) / 25) ** 2 <= 1] = 1
+        if shift and time % 5 == 3:
+            labels[labels == 2] = 0
+        masks.append(labels)
+    return masks
+
+
+def test_figures_are_those_that_davis2017_evaluation_gave(tmp_path):
+    """What the official tool (its commit ac7c43f) printed for these masks, object by object."""
+    official = {
+        "J-Mean": [0.8972125963327262, 0.7199455053208179, 0.8175331352743977, 0.6836850926354819],
+        "J-Recall": [0.9375, 0.8125, 1.0, 0.8],
+        "J-Decay": [0.0935101253510785, 0.053421312789730724, -0.1309450277949351, -0.024994658160997107],
+        "F-Mean": [0.9433365843720755, 0.7017973314046075, 0.6113636363636363, 0.5131241865544768],
+        "F-Recall": [1.0, 0.6875, 0.6, 0.6],
+        "F-Decay": [-0.030731225296442788, 0.1295480810169698, -0.31818181818181823, -0.3162550307857076],
+    }
+    truth = {"long": ellipses(18, 0), "short": ellipses(7, 0)}
+    predictions = {"long": ellipses(18, 1), "short": ellipses(7, 3)}
+    root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", predictions)
+    evaluation = evaluate(root, masks, DavisSettings(), processes=1)
+    for name, values in official.items():
+        assert [row[name] for row in evaluation.objects] == pytest.approx(100 * np.array(values), abs=1e-9)
+        assert evaluation.metrics[f"davis/{name}"] == pytest.approx(100 * np.mean(values), abs=1e-9)
+    both = (np.mean(official["J-Mean"]) + np.mean(official["F-Mean"])) / 2
+    assert evaluation.metrics["davis/J&F-Mean"] == pytest.approx(100 * both, abs=1e-9)
+
+
 def test_a_long_sequence_is_the_same_in_pieces_over_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(davis_eval, "_FRAMES_A_PROCESS", 10)
     truth = {"long": moving_discs(41, 2, (20, 30), radius=5), "short": moving_discs(3, 1, (20, 30), radius=5)}
