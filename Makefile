@@ -40,8 +40,10 @@ format: .venv/installed
 docs: .venv/installed ## the schema and the tables that are generated from the settings
 	flsl config --write-docs
 
-bench: .venv/installed ## the CPU benchmarks
-	for script in benchmarks/[a-z]*.py; do python "$$script" || exit 1; done
+BENCHMARKS = knn linear_grid propagation davis_eval coco_eval uavdt_eval track_sync
+
+bench: .venv/installed ## the CPU benchmarks of speed
+	for name in $(BENCHMARKS); do python benchmarks/$$name.py || exit 1; done
 
 ui: .venv/installed ## MLflow in the browser, http://localhost:5000
 	mlflow ui --backend-store-uri sqlite:///$(PROJECT)/mlflow.db --port 5000
