@@ -14,6 +14,7 @@ from typing import Any
 
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json, write_json, writing
+from flsl.runtime.progress import say
 
 RECORD = "job.json"
 
@@ -81,21 +82,21 @@ class JobRecord:
 
 @contextlib.contextmanager
 def only_one(out: Path) -> Iterator[None]:
-    """Let one process at a time submit and wait for a stage's folder.
+    """Let one process at a time submit and wait for a stage's folder; another one waits for its turn, and says so.
 
-    Raises:
-        UserError: when another one does.
+    A workflow that was killed may have left its waiting command behind, while it is started again.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out / ".submit.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    # a file system without locks raises OSError
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another `flsl submit` waits for this folder's job; end that one first") from None
-        except OSError:
-            pass  # a file system without locks
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"{out}: another `flsl submit` waits for this folder's job; this one goes on when that one ends")
+                fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

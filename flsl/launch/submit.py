@@ -85,8 +85,8 @@ def _attach(experiment: Experiment, out: Path, recipe: str, force: bool) -> JobR
             return None
         if not force:
             raise UserError(
-                f"{out}: job {record.job_id} is queued or running with other settings or data; wait for it, or let "
-                "--force cancel it and submit anew"
+                f"{out}: job {record.job_id} is queued or running with other settings or data; wait for it, or "
+                f"cancel it and submit anew: {_cancelling(record)}, or `flsl submit pretrain --force …`"
             )
         say(f"cancelling job {record.job_id}, which has other settings")
         end_job(record, experiment.cluster)
@@ -169,7 +169,7 @@ def _take(out: Path, latency: float) -> None:
 
 
 def _interrupted(record: JobRecord, cancels: bool, stop: Interrupted) -> Interrupted:
-    command = f"scancel {record.job_id}" if record.cluster == "slurm" else f"kill {record.job_id}"
+    command = _cancelling(record)
     if cancels:
         if record.cluster == "slurm":
             cancel(str(record.job_id))
@@ -177,6 +177,10 @@ def _interrupted(record: JobRecord, cancels: bool, stop: Interrupted) -> Interru
             os.kill(int(str(record.job_id)), 15)
         return Interrupted(f"interrupted: job {record.job_id} is cancelled", stop.signum)
     return Interrupted(
-        f"interrupted: job {record.job_id} goes on, and the same command finds it again; `{command}` cancels it",
+        f"interrupted: job {record.job_id} goes on, and the same command finds it again; {command} cancels it",
         stop.signum,
     )
+
+
+def _cancelling(record: JobRecord) -> str:
+    return f"`scancel {record.job_id}`" if record.cluster == "slurm" else f"`kill {record.job_id}`"

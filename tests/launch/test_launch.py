@@ -205,8 +205,17 @@ def test_record_of_a_job(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("{}")
     with pytest.raises(UserError, match=r"job\.json: is not a record of a submitted job"):
         JobRecord.read(tmp_path)
-    with only_one(tmp_path), pytest.raises(UserError, match="another `flsl submit` waits"), only_one(tmp_path):
-        pass
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    code = "import sys, pathlib, flsl.launch.record as r\nwith r.only_one(pathlib.Path(sys.argv[1])): print('mine')"
+    with only_one(tmp_path):
+        other = subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert "another `flsl submit` waits" in other.stderr.readline()  # type: ignore[union-attr]
+        assert other.poll() is None
+    assert other.communicate(timeout=30)[0] == "mine\n"
 
 
 def test_the_end_of_a_history(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PROJECT, TINY
+from conftest import PROJECT, TINY, state_of, until
 
 # all that a shared project folder must hold for the workflow to run in it
 PARTS = ("workflow", "slurm", "config", "envs")
@@ -82,9 +83,7 @@ def test_the_whole_dag_gives_the_same_figures(project: Path) -> None:
     assert "re-attached" not in out
     snakemake(project, "--cores", "2", "--configfile", "config/here.yaml")
     ours, theirs = figures(project, "cluster"), figures(project, "here")
-    assert (
-        len(theirs) == 2 * 4 + 1
-    )  # pretraining, features and three probes of a run and of a baseline, without its own
+    assert len(theirs) == 2 * 5  # pretraining, features and three probes, of a run and of a baseline
     assert ours == theirs
 
     job = json.loads((project / "results/cluster/runs/base/pretrain/job.json").read_text())
@@ -97,6 +96,31 @@ def test_the_whole_dag_gives_the_same_figures(project: Path) -> None:
     # nothing is left to do, on the cluster or here
     assert "Nothing to be done" in snakemake(project, "--profile", "slurm", "--configfile", "config/cluster.yaml")
     assert "Nothing to be done" in snakemake(project, "--cores", "2", "--configfile", "config/cluster.yaml")
+
+
+def test_an_interrupted_workflow_leaves_the_job_and_finds_it_again(project: Path) -> None:
+    cluster = {
+        **TINY["cluster"],
+        "setup": [f"export PYTHONPATH={PROJECT / 'tests/slurm/hooks'}", "export FLSL_TEST_STEP_SECONDS=2"],
+    }
+    path = experiment(project, "stopped", cluster=cluster, baselines={})
+    folder = project / "results/stopped/runs/base/pretrain"
+    arguments = [str(folder.relative_to(project) / "metrics.json"), "--profile", "slurm", "--configfile", str(path)]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    first = subprocess.Popen(["snakemake", *arguments], cwd=project, env=environment, start_new_session=True)
+    until((folder / "history.jsonl").exists, "the training runs")
+    job = json.loads((folder / "job.json").read_text())["job_id"]
+    os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+    assert first.wait(60) != 0
+    log = project / "results/stopped/logs/base/pretrain.log"
+    assert f"job {job} goes on" in log.read_text()
+    assert f"`scancel {job}` cancels it" in log.read_text()
+    assert state_of(job) == "RUNNING"
+    snakemake(project, *arguments)
+    assert f"job {job}" in log.read_text()
+    assert "submitted" not in log.read_text()
+    assert json.loads((folder / "job.json").read_text())["job_id"] == job
+    assert len((folder / "attempts.jsonl").read_text().splitlines()) == 1
 
 
 def test_ten_pretrainings_at_once_ask_slurm_no_more_than_one(project: Path, work: Path) -> None:
@@ -112,7 +136,7 @@ def test_ten_pretrainings_at_once_ask_slurm_no_more_than_one(project: Path, work
     runs = {f"seed{seed}": {"seed": seed} for seed in range(10)}
     path = experiment(project, "many", runs=runs, cluster=cluster, stages=[], baselines={})
     metrics = [f"results/many/runs/{run}/pretrain/metrics.json" for run in runs]
-    snakemake(project, "--profile", "slurm", "--configfile", str(path), *metrics, path=str(tools))
+    snakemake(project, *metrics, "--profile", "slurm", "--configfile", str(path), path=str(tools))
     waiters = {json.loads((project / metric).with_name("job.json").read_text())["job_id"] for metric in metrics}
     assert len(waiters) == 10
     losses = {json.loads((project / metric).read_text())["metrics"]["pretrain/loss"] for metric in metrics}
