@@ -6,8 +6,11 @@ them (`tests/detect/test_coco_eval.py` compares the two on random inputs).
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -62,14 +65,27 @@ def evaluate(truth: Annotations, detections: list[Record], kind: IouType, source
     if any(annotation["id"] == 0 for annotation in annotations):
         warn(f"{truth.path}: an annotation has the id 0, which pycocotools counts as never found; number them from 1")
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
-    ground = COCO({**truth.dataset(), "annotations": [dict(entry) for entry in annotations]})
-    found = ground.loadRes(_uniform(detections, source))
-    evaluator = COCOeval_faster(ground, found, kind)
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.summarize()
+    with _no_collection():
+        ground = COCO({**truth.dataset(), "annotations": [dict(entry) for entry in annotations]})
+        found = ground.loadRes(_uniform(detections, source))
+        evaluator = COCOeval_faster(ground, found, kind)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
     stats = np.asarray(evaluator.stats[:12], dtype=np.float64)
     return CocoFigures(stats, _class_table(evaluator, truth, detections))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the search for reference cycles, which millions of new dictionaries would start again and again."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def _uniform(detections: list[Record], source: Path) -> list[Record]:
