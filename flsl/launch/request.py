@@ -72,7 +72,7 @@ def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dic
         # a rank that ends with an error ends the others, which would wait for it until the time limit
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
         # SLURM brings the job back by itself after a preemption and after a node that fails
-        "additional_parameters": {"requeue": True, **settings.extra},
+        "additional_parameters": {"requeue": True, **{k: v for k, v in settings.extra.items() if v is not False}},
     }
     if kind == "local":
         return {**shape, "timeout_min": settings.minutes, "local_setup": settings.setup or None}

@@ -9,11 +9,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from flsl.config.cluster import ClusterSettings
 from flsl.config.experiment import Experiment
 from flsl.launch import request
 from flsl.launch.live import Live
 from flsl.launch.outcome import Outcome, log_end, log_path
-from flsl.launch.queue import cancel, find_by_name
+from flsl.launch.queue import find_by_name
 from flsl.launch.record import JobRecord, only_one
 from flsl.launch.task import PretrainTask, deliver_result
 from flsl.launch.wait import Interrupted, alive, end_job, process_started, wait
@@ -141,7 +142,7 @@ def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord, fresh: 
             assert record.job_id is not None
             record = _submit(experiment, task, record.config_sha256, (*record.lost, record.job_id))
     except Interrupted as stop:
-        raise _interrupted(record, settings.cancel_on_interrupt, stop) from None
+        raise _interrupted(record, settings, stop) from None
     finally:
         following.stop()
     if outcome.kind == "complete":
@@ -168,13 +169,10 @@ def _take(out: Path, latency: float) -> None:
         time.sleep(1.0)
 
 
-def _interrupted(record: JobRecord, cancels: bool, stop: Interrupted) -> Interrupted:
+def _interrupted(record: JobRecord, settings: ClusterSettings, stop: Interrupted) -> Interrupted:
     command = _cancelling(record)
-    if cancels:
-        if record.cluster == "slurm":
-            cancel(str(record.job_id))
-        else:
-            os.kill(int(str(record.job_id)), 15)
+    if settings.cancel_on_interrupt:
+        end_job(record, settings)
         return Interrupted(f"interrupted: job {record.job_id} is cancelled", stop.signum)
     return Interrupted(
         f"interrupted: job {record.job_id} goes on, and the same command finds it again; {command} cancels it",

@@ -89,7 +89,11 @@ class PretrainTask:
                 self._begin(job)
             metrics = self._train()
         except Stopped as stop:
+            if job.cluster == "local" and stop.signum != signal.SIGUSR2:
+                _tell(told, place.rank, UserError(f"cancelled from outside: {stop}"))
+                raise
             self._end_stopped(job, stop, requeue)
+            raise
         except Exception as error:
             _tell(told, place.rank, error)
             if job.cluster == "local":
@@ -129,10 +133,7 @@ class PretrainTask:
         say(f"{stop}")
         if job.global_rank != 0:
             sys.exit(0)
-        if job.cluster == "local":
-            if stop.signum != signal.SIGUSR2:
-                raise stop
-        elif _slurm_state(job.job_id) != "RUNNING":
+        if job.cluster == "slurm" and _slurm_state(job.job_id) != "RUNNING":
             # cancelled, or requeued by SLURM itself: it must not be brought back by us
             sys.exit(0)
         assert callable(requeue)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -93,10 +93,11 @@ def end_job(record: JobRecord, settings: ClusterSettings) -> None:
     assert record.job_id is not None
     if record.cluster == "slurm":
         cancel(record.job_id)
-    else:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(record.job_id), signal.SIGTERM)
     while alive(record, settings):
+        if record.cluster == "local":
+            # again and again, as processes that are just starting do not listen
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(record.job_id), signal.SIGTERM)
         time.sleep(_TICK)
 
 
@@ -124,7 +125,7 @@ def _complete(record: JobRecord, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _watching(record: JobRecord, settings: ClusterSettings):  # type: ignore[no-untyped-def]
+def _watching(record: JobRecord, settings: ClusterSettings) -> Iterator[Callable[[], JobState | None]]:
     """Yield a function that returns the job's state."""
     assert record.job_id is not None
     if record.cluster == "local":
@@ -137,8 +138,10 @@ def _watching(record: JobRecord, settings: ClusterSettings):  # type: ignore[no-
         return
     queue = SharedQueue(settings.poll_seconds)
     job_id = record.job_id
-    yield lambda: queue.look(job_id)
-    queue.forget(job_id)
+    try:
+        yield lambda: queue.look(job_id)
+    finally:
+        queue.forget(job_id)
 
 
 @contextlib.contextmanager

@@ -150,3 +150,13 @@ def test_local_job_is_found_again(stage: Stage, work: Path) -> None:
     out = stage.run("cluster.kind=local", step_seconds="1")
     assert f"re-attached to job {job}" in out
     assert len(stage.attempts()) == 1
+
+
+def test_local_job_is_cancelled(stage: Stage) -> None:
+    process = stage.start("cluster.kind=local", "cluster.nodes=2", step_seconds="1")
+    job = stage.job()
+    until(lambda: stage.step() >= 1, "the training runs")
+    os.kill(int(job), signal.SIGTERM)
+    out = stage.finish(process, code=2)
+    assert re.search(rf"flsl: error: job {job}: rank \d on \S+: cancelled from outside: stopped by signal 15", out)
+    assert len(stage.attempts()) == 1
