@@ -16,8 +16,8 @@ from pathlib import Path
 
 from flsl.config.experiment import Experiment
 from flsl.config.loading import check, set_overrides
-from flsl.detect.encoder import EncoderChoice
 from flsl.detect.stage import run
+from flsl.model.choice import EncoderChoice
 
 IMAGES = 10
 SETTINGS = {

@@ -42,10 +42,10 @@ def _add_train(sub: Commands) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from flsl.detect.encoder import EncoderChoice
     from flsl.detect.stage import run
+    from flsl.model.choice import EncoderChoice
 
-    choice = EncoderChoice(args.backbone, args.model, args.random_init)
+    choice = EncoderChoice(args.backbone, args.model, random=args.random_init)
     record = run(args.stage, experiment(args), choice, args.out, args.name or args.run_name or "base")
     for name, value in (record["metrics"] if record else {}).items():
         print(f"{name:44} {value:6.2f}")

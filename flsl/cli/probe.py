@@ -11,7 +11,7 @@ from flsl.cli.common import Commands, command, config_arguments, experiment
 
 if TYPE_CHECKING:
     from flsl.config import Experiment
-    from flsl.probe.encoder import EncoderChoice
+    from flsl.model.choice import EncoderChoice
     from flsl.probe.images import ImageSource
 
 
@@ -133,7 +133,7 @@ def _experiment(args: argparse.Namespace) -> Experiment:
 
 
 def _encoder(args: argparse.Namespace) -> EncoderChoice:
-    from flsl.probe.encoder import EncoderChoice
+    from flsl.model.choice import EncoderChoice
 
     return EncoderChoice(args.backbone, args.model, args.checkpoint, args.random_init)
 

@@ -104,7 +104,7 @@ def _propagate(args: argparse.Namespace) -> None:
 def _method(args: argparse.Namespace, settings: Experiment) -> Method:
     import torch
 
-    from flsl.probe.encoder import EncoderChoice
+    from flsl.model.choice import EncoderChoice
     from flsl.runtime.distributed import choose_device
     from flsl.runtime.errors import UserError
     from flsl.video.stage import by_copying, by_encoder
@@ -118,7 +118,9 @@ def _method(args: argparse.Namespace, settings: Experiment) -> Method:
     if settings.compute.threads:
         torch.set_num_threads(settings.compute.threads)
     device = choose_device(settings.compute.device)
-    return by_encoder(choice.load(settings, device), name or choice.name, settings.davis, device)
+    return by_encoder(
+        choice.load(settings).requires_grad_(False).eval().to(device), name or choice.name, settings.davis, device
+    )
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -12,13 +12,13 @@ from flsl.detect.coco_eval import evaluate
 from flsl.detect.coco_files import Annotations, Record, parse_annotations, read_annotations
 from flsl.detect.dataset import check_files, training_set
 from flsl.detect.draw import draw_predictions
-from flsl.detect.encoder import EncoderChoice
 from flsl.detect.engines import require_engine, train_with
 from flsl.detect.finetune import Task
 from flsl.detect.predict import write_results
 from flsl.detect.uavdt_convert import convert, split_names
 from flsl.detect.uavdt_eval import figures as uavdt_figures
 from flsl.detect.uavdt_files import read_detections, read_sequences
+from flsl.model.choice import EncoderChoice
 from flsl.runtime import distributed
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import StageRecord, write_json

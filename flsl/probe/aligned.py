@@ -16,8 +16,9 @@ from torch import Tensor
 from flsl.config.experiment import Experiment
 from flsl.data.images import ImageSet, read_boxes
 from flsl.model.backbone import Backbone
+from flsl.model.choice import EncoderChoice
 from flsl.model.neighbours import top_neighbours, vote
-from flsl.probe.encoder import EncoderChoice, feature_function
+from flsl.probe.encoder import feature_function, load_frozen
 from flsl.probe.features import names
 from flsl.probe.images import ImageSource, check_labels
 from flsl.probe.loading import Boxes, CentreCrop, Key, batches, in_order
@@ -58,7 +59,7 @@ def classify(
         raise UserError("data.images.boxes: the aligned k-NN needs boxes; name a folder of XML files or a CSV file")
     sets = source.load()
     labels = check_labels(*sets)
-    backbone = choice.load(experiment, device)
+    backbone = load_frozen(choice, experiment, device)
     record = StageRecord("aligned_knn", run, settings.plain(), [*source.inputs, *choice.inputs], describe(device))
     (out / "metrics.json").unlink(missing_ok=True)
     patches, patch_labels, counts = [], [], {}

@@ -3,79 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from flsl.config.experiment import Experiment
-from flsl.model.backbone import Backbone, load_backbone
-from flsl.model.vit import build_encoder, timm_arguments
-from flsl.runtime.errors import UserError
+from flsl.model.backbone import Backbone
+from flsl.model.choice import EncoderChoice
 
 
-@dataclass(frozen=True)
-class EncoderChoice:
-    """What the command line says about the encoder.
+def load_frozen(choice: EncoderChoice, experiment: Experiment, device: torch.device) -> Backbone:
+    """Load the encoder for a probe, and check that the probes' images fit it.
 
-    Attributes:
-        backbone: our ``backbone.safetensors``, or another checkpoint whose shapes tell what it is.
-        model: a timm model name.
-        checkpoint: weights for ``model``; without, timm's own are fetched.
-        random: leave ``model``, or with none the experiment's encoder, untrained.
+    Raises:
+        UserError: when the choice names none or contradicts itself, or the encoder cannot be loaded.
     """
-
-    backbone: Path | None = None
-    model: str | None = None
-    checkpoint: Path | None = None
-    random: bool = False
-
-    @property
-    def given(self) -> bool:
-        """Whether an encoder is named at all."""
-        return self.random or any(part is not None for part in (self.backbone, self.model, self.checkpoint))
-
-    @property
-    def file(self) -> Path | None:
-        """The file that the weights come from, if they do."""
-        return self.backbone or self.checkpoint
-
-    @property
-    def inputs(self) -> list[Path]:
-        """The files to be hashed into a record."""
-        return [self.file] if self.file is not None else []
-
-    @property
-    def name(self) -> str:
-        """A name for the record of an encoder that is no run of the experiment."""
-        if self.random:
-            return "untrained" if self.model is None else f"{self.model}-untrained"
-        return self.model or "base"
-
-    def load(self, experiment: Experiment, device: torch.device) -> Backbone:
-        """Load the encoder, and check that the probes' images fit it.
-
-        Raises:
-            UserError: when the choice names none or contradicts itself, or the encoder cannot be loaded.
-        """
-        if not self.given:
-            raise UserError("--backbone: name the encoder: --backbone FILE, --model NAME or --random-init")
-        if self.random and self.file is not None:
-            raise UserError(f"--random-init: an untrained encoder has no weights to load from {self.file}; drop one")
-        if self.backbone is not None and self.checkpoint is not None:
-            raise UserError("--backbone: give either --backbone or --checkpoint; both name a file of weights")
-        backbone = self._random(experiment) if self.random else load_backbone(self.file, self.model)
-        backbone.check_size(experiment.features.crop, "features.crop")
-        return backbone.requires_grad_(False).eval().to(device)
-
-    def _random(self, experiment: Experiment) -> Backbone:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(experiment.seed)
-            if self.model is not None:
-                return load_backbone(None, self.model, experiment.features.crop, pretrained=False)
-            settings, size = experiment.pretrain.encoder, experiment.pretrain.views.teacher_size
-            return Backbone(build_encoder(settings, size), *timm_arguments(settings, size))
+    backbone = choice.load(experiment)
+    backbone.check_size(experiment.features.crop, "features.crop")
+    return backbone.requires_grad_(False).eval().to(device)
 
 
 def feature_function(

@@ -14,7 +14,8 @@ from flsl.config.experiment import Experiment
 from flsl.config.probe import FeatureSettings
 from flsl.data.images import ImageSet
 from flsl.model.backbone import Backbone
-from flsl.probe.encoder import EncoderChoice, feature_function, mean_tokens
+from flsl.model.choice import EncoderChoice
+from flsl.probe.encoder import feature_function, load_frozen, mean_tokens
 from flsl.probe.images import ImageSource, check_labels
 from flsl.probe.loading import CentreCrop, batches, in_order
 from flsl.probe.store import check_finite, feature_file
@@ -44,7 +45,7 @@ def extract(experiment: Experiment, choice: EncoderChoice, source: ImageSource, 
     settings, device = experiment.features, choose_device(experiment.compute.device)
     train, val = source.load()
     labels = check_labels(train, val)
-    backbone = choice.load(experiment, device)
+    backbone = load_frozen(choice, experiment, device)
     record = StageRecord("features", run, settings.plain(), [*source.inputs, *choice.inputs], describe(device))
     # gone while its parts are made anew
     (out / "metrics.json").unlink(missing_ok=True)

@@ -21,7 +21,8 @@ from torch import Tensor
 from flsl.config.experiment import Experiment
 from flsl.data.images import ImageSet
 from flsl.model.backbone import Backbone
-from flsl.probe.encoder import EncoderChoice, feature_function, mean_tokens
+from flsl.model.choice import EncoderChoice
+from flsl.probe.encoder import feature_function, load_frozen, mean_tokens
 from flsl.probe.features import encode, names
 from flsl.probe.grid import LinearGrid
 from flsl.probe.images import ImageSource, check_labels
@@ -63,7 +64,7 @@ def train(experiment: Experiment, choice: EncoderChoice, source: ImageSource, ou
     images, val = source.load()
     labels, val_labels = check_labels(images, val)
     val_labels = val_labels.to(device)
-    backbone = choice.load(experiment, device)
+    backbone = load_frozen(choice, experiment, device)
     record = StageRecord("linear", run, settings.plain(), [*source.inputs, *choice.inputs], describe(device))
     (out / "metrics.json").unlink(missing_ok=True)
     steps_per_epoch = math.ceil(len(images) / settings.batch_size)

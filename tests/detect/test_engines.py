@@ -18,11 +18,11 @@ from tiny_coco import tiny_experiment, write_uavdt
 
 from flsl.cli import main
 from flsl.detect.coco_eval import evaluate_files
-from flsl.detect.encoder import EncoderChoice
 from flsl.detect.finetune import FineTuning
 from flsl.detect.model_file import load_model
 from flsl.detect.stage import run
 from flsl.model.backbone import load_backbone
+from flsl.model.choice import EncoderChoice
 from flsl.runtime.errors import UserError
 from flsl.runtime.history import read_history
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from flsl.model.choice import EncoderChoice
 from flsl.probe.aligned import classify, judge, nine_patches
-from flsl.probe.encoder import EncoderChoice
 from flsl.probe.images import ImageSource
 from flsl.runtime.errors import UserError
 

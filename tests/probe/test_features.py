@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from flsl.model.backbone import load_backbone
-from flsl.probe.encoder import EncoderChoice
+from flsl.model.choice import EncoderChoice
 from flsl.probe.features import extract
 from flsl.probe.images import ImageSource
 from flsl.probe.store import feature_file, read_features

@@ -13,7 +13,7 @@ import safetensors.torch
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
-from flsl.probe.encoder import EncoderChoice
+from flsl.model.choice import EncoderChoice
 from flsl.probe.features import extract
 from flsl.probe.images import ImageSource
 from flsl.probe.knn import classify

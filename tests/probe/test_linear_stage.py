@@ -17,8 +17,8 @@ from torch import nn
 
 from flsl.data.images import ImageSet
 from flsl.model.backbone import load_backbone
+from flsl.model.choice import EncoderChoice
 from flsl.probe import linear
-from flsl.probe.encoder import EncoderChoice
 from flsl.probe.images import ImageSource
 from flsl.probe.linear import train
 from flsl.probe.loading import CentreCrop, RandomCrop

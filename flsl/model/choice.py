@@ -1,4 +1,4 @@
-"""The encoder that a detector starts from."""
+"""Which encoder the command line names for a stage, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -19,15 +19,26 @@ class EncoderChoice:
     """What the command line says about the encoder.
 
     Attributes:
-        file: weights: our ``backbone.safetensors`` or any checkpoint that :func:`flsl.model.backbone.load_backbone`
-            reads.
-        model: timm model; with no ``file``, its own weights are fetched.
+        backbone: our ``backbone.safetensors``, or another checkpoint whose shapes tell what it is.
+        model: a timm model name.
+        checkpoint: weights for ``model``; without, timm's own are fetched.
         random: leave ``model``, or with none the experiment's encoder, untrained.
     """
 
-    file: Path | None = None
+    backbone: Path | None = None
     model: str | None = None
+    checkpoint: Path | None = None
     random: bool = False
+
+    @property
+    def given(self) -> bool:
+        """Whether an encoder is named at all."""
+        return self.random or any(part is not None for part in (self.backbone, self.model, self.checkpoint))
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the weights come from, if they do."""
+        return self.backbone or self.checkpoint
 
     @property
     def inputs(self) -> list[Path]:
@@ -35,22 +46,32 @@ class EncoderChoice:
         return [self.file] if self.file is not None else []
 
     @property
+    def name(self) -> str:
+        """A name for the record of an encoder that is no run of the experiment."""
+        if self.random:
+            return "untrained" if self.model is None else f"{self.model}-untrained"
+        return self.model or "base"
+
+    @property
     def digest(self) -> str:
         """A text that differs where the weights do."""
         return f"{self.model}:{self.random}:{sha256_file(self.file) if self.file is not None else ''}"
 
     def load(self, experiment: Experiment) -> Backbone:
-        """Load or make the encoder.
+        """Load or make the encoder, on the CPU.
 
         Raises:
             UserError: when the choice names none or contradicts itself, or the encoder cannot be loaded.
         """
+        if not self.given:
+            raise UserError("--backbone: name the encoder: --backbone FILE, --model NAME or --random-init")
         if self.random and self.file is not None:
             raise UserError(f"--random-init: an untrained encoder has no weights to load from {self.file}; drop one")
-        if not self.random:
-            if self.file is None and self.model is None:
-                raise UserError("--backbone: name the encoder: --backbone FILE, --model NAME or --random-init")
-            return load_backbone(self.file, self.model)
+        if self.backbone is not None and self.checkpoint is not None:
+            raise UserError("--backbone: give either --backbone or --checkpoint; both name a file of weights")
+        return self._random(experiment) if self.random else load_backbone(self.file, self.model)
+
+    def _random(self, experiment: Experiment) -> Backbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(experiment.seed)
             if self.model is not None:
