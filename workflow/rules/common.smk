@@ -100,16 +100,18 @@ def site_resource(name):
 SUBMITS = EXPERIMENT.cluster.kind
 if SUBMITS == "auto":
     SUBMITS = site_resource("pretrain_by") or "none"
-PRETRAIN = "pretrain" if SUBMITS == "none" else "submit pretrain"
 
 # what a GPU is asked for with
 GPU = 0 if EXPERIMENT.compute.device == "cpu" else 1
 
 
-def pretrain_request(wildcards, attempt):
-    """Return what a submitted pretraining asks for, as arguments; a string, as snakemake's resources are."""
+def pretrain_command(wildcards, attempt):
+    """Return how pretraining is started and what it asks a cluster for.
+
+    It is a resource, so that it reruns nothing: settings of the cluster change no result.
+    """
     if SUBMITS == "none":
-        return ""
+        return "pretrain"
     asked = EXPERIMENT.cluster
     site = {
         "partition": site_resource("slurm_partition"),
@@ -121,7 +123,7 @@ def pretrain_request(wildcards, attempt):
     request |= {"kind": SUBMITS, "minutes": asked.minutes * attempt}
     if asked.memory_gb is not None:
         request["memory_gb"] = asked.memory_gb * attempt
-    return shlex.join(as_arguments(request, "cluster."))
+    return shlex.join(["submit", "pretrain", *as_arguments(request, "cluster.")])
 
 
 def alternatives(names):

@@ -3,7 +3,7 @@
 
 # The newest checkpoints and history.jsonl are no outputs: snakemake removes outputs before it starts a job, and a job
 # that starts again goes on from them. On a cluster this is a local rule, which submits a job of several nodes and waits
-# for it; how pretraining runs is no part of the command's text, so that it reruns nothing.
+# for it.
 rule pretrain:
     input:
         images=project("data/images/manifest.json"),
@@ -30,7 +30,7 @@ rule pretrain:
         mem_mb=larger(16000),
         runtime=larger(2880),
         gpu=GPU,
-        request=pretrain_request,
+        command=pretrain_command,
     params:
         config=config_of_run,
         settings=settings_of("seed", "pretrain"),
@@ -39,8 +39,8 @@ rule pretrain:
     message:
         "Pretraining {wildcards.run}; its progress is in {log}"
     shell:
-        "flsl {PRETRAIN} --config {params.config:q} --name {wildcards.run:q} --images {params.images:q} "
-        "--out {params.folder:q} {resources.request} 2>&1 | tee -i {log:q}"
+        "flsl {resources.command} --config {params.config:q} --name {wildcards.run:q} --images {params.images:q} "
+        "--out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
 rule baseline:
