@@ -10,7 +10,7 @@ from conftest import FLSL
 
 def doctor(work: Path, *arguments: str) -> tuple[int, dict[str, str]]:
     """Run it; return its exit code and its lines by check."""
-    command = [*FLSL, "doctor", "--config", "tiny.yaml", "cluster.kind=slurm", *arguments]
+    command = [*FLSL, "doctor", "--config", "tiny.yaml", *arguments, "cluster.kind=slurm"]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=300, check=False)
     lines = {}
     for line in done.stdout.splitlines():
