@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -75,7 +74,7 @@ def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dic
         "additional_parameters": {"requeue": True, **{k: v for k, v in settings.extra.items() if v is not False}},
     }
     if kind == "local":
-        return {**shape, "timeout_min": settings.minutes, "local_setup": settings.setup or None}
+        return {**shape, "timeout_min": settings.minutes}
     return {**shape, "timeout_min": settings.minutes, **{f"slurm_{name}": value for name, value in slurm.items()}}
 
 
@@ -94,7 +93,7 @@ def submit(kind: str, experiment: Experiment, task: PretrainTask, job_name: str,
     """
     parameters = executor_parameters(kind, experiment, job_name)
     if kind == "local":
-        return _submit_detached(parameters, task, folder, experiment.cluster.requeues)
+        return _submit_detached(parameters, task, folder, experiment.cluster)
     check_request(experiment)
     import submitit
     from submitit.helpers import clean_env
@@ -176,19 +175,23 @@ def _refusal(text: str) -> str:
     return f"{setting}: sbatch refuses the job: {reason}"
 
 
-def _submit_detached(parameters: dict[str, Any], task: PretrainTask, folder: Path, requeues: int) -> str:
+def _submit_detached(parameters: dict[str, Any], task: PretrainTask, folder: Path, settings: ClusterSettings) -> str:
     """Start a job on this machine in a session of its own, which neither Ctrl-C nor a closing terminal ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    request = {"parameters": parameters, "task": asdict(task), "folder": str(folder), "requeues": requeues}
+    asked = {"parameters": parameters, "task": asdict(task), "folder": str(folder), "requeues": settings.requeues}
+    command = [sys.executable, "-m", "flsl.launch.detached"]
+    if settings.setup:
+        # the job's first process takes the shell's place, so that its number is the one to signal
+        command = ["bash", "-c", "{ " + " && ".join(settings.setup) + '; } >&2 && exec "$@"', "bash", *command]
     started = subprocess.run(
-        [sys.executable, "-m", "flsl.launch.detached"],
-        input=json.dumps(request),
+        command,
+        input=json.dumps(asked),
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
         check=False,
     )
     if started.returncode:
-        raise RuntimeError(f"the job could not be started on this machine (exit code {started.returncode})")
+        hint = "; do the commands of cluster.setup work?" if settings.setup else ""
+        raise UserError(f"cluster: the job could not be started on this machine (exit code {started.returncode}){hint}")
     return started.stdout.strip()

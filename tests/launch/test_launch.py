@@ -19,7 +19,7 @@ from flsl.launch.live import last_step, tail
 from flsl.launch.outcome import judge
 from flsl.launch.queue import JobState, SharedQueue, ask
 from flsl.launch.record import JobRecord, only_one
-from flsl.launch.request import check_request, executor_parameters, minutes_of
+from flsl.launch.request import check_request, executor_parameters, minutes_of, submit
 from flsl.launch.task import PretrainTask, deliver_result, error_path, keep_result
 from flsl.runtime.attempts import note_attempt, read_attempts
 from flsl.runtime.errors import UserError
@@ -205,6 +205,13 @@ def test_record_of_a_job(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("{}")
     with pytest.raises(UserError, match=r"job\.json: is not a record of a submitted job"):
         JobRecord.read(tmp_path)
+
+
+def test_set_up_that_fails_is_told(tmp_path: Path) -> None:
+    experiment = Experiment(project="p", cluster=ClusterSettings(kind="local", setup=["true", "echo no; exit 7"]))
+    task = PretrainTask(experiment.plain(), "", str(tmp_path), "run", "one", requeues=0)
+    with pytest.raises(UserError, match=r"exit code 7\); do the commands of cluster.setup work\?"):
+        submit("local", experiment, task, "name", tmp_path / "job")
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
