@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from conftest import FLSL
+from on_slurm import FLSL
 
 
 def doctor(work: Path, *arguments: str) -> tuple[int, dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import STEPS, Stage, shell, state_of, until
+from on_slurm import STEPS, Stage, shell, state_of, until
 
 TWO = ("cluster.nodes=2", "cluster.gpus_per_node=1")
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import FLSL, STEPS, Stage, shell, state_of, until
+from on_slurm import FLSL, STEPS, Stage, shell, state_of, until
 
 TWO = ("cluster.nodes=2", "cluster.gpus_per_node=1")
 

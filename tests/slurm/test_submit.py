@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import torch
-from conftest import STEPS, Stage, shell, state_of, until
+from on_slurm import STEPS, Stage, shell, state_of, until
 
 SHAPE = ["cluster.nodes=2", "cluster.tasks_per_node=2", "cluster.gpus_per_node=2"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PROJECT, TINY, state_of, until
+from on_slurm import PROJECT, TINY, state_of, until
 
 # all that a shared project folder must hold for the workflow to run in it
 PARTS = ("workflow", "slurm", "config", "envs")
