@@ -34,9 +34,12 @@ class MeanColours(nn.Module):
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.avg_pool2d(images, 8).flatten(2).transpose(1, 2)
 
+    def check_size(self, size: int, setting: str) -> None:
+        """Any size will do."""
+
 
 class Colours(EncoderChoice):
-    def load(self, experiment: Any, device: torch.device) -> Any:
+    def load(self, experiment: Any) -> Any:
         return MeanColours()
 
 

@@ -206,5 +206,5 @@ def test_probes_that_diverge_are_marked_and_all_of_them_an_error(
 def test_more_blocks_than_the_encoder_has_is_refused(
     image_folder: Path, backbone_file: Path, make_settings: Callable, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"linear\.blocks: 4 blocks are asked for, but .* has 3"):
+    with pytest.raises(UserError, match=r"the last 4 blocks are asked for .*, but .* has 3"):
         run(make_settings(linear={"blocks": [1, 4]}), image_folder, backbone_file, tmp_path)

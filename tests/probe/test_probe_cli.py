@@ -194,10 +194,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     ("stage", "overrides", "said"),
     [
         ("knn", ["knn.k=[100]"], "knn.k: 100 is more than the 72 training images"),
-        ("linear", ["linear.blocks=[9]"], "linear.blocks: 9 blocks are asked for"),
+        ("linear", ["linear.blocks=[9]"], "the last 9 blocks are asked for (linear.blocks, features.blocks)"),
         ("linear", ["linear.crop_scale=[0.5,0.1]"], "linear.crop_scale: a rising range"),
         ("aligned-knn", ["aligned_knn.k=[100000]"], "aligned_knn.k: 100000 neighbours are asked for"),
-        ("features", ["features.blocks=9"], "9 blocks are asked for"),
+        ("features", ["features.blocks=9"], "the last 9 blocks are asked for"),
     ],
 )
 def test_a_wrong_setting_is_named(
