@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from flsl.runtime.errors import Stopped, UserError
 
-    # before torch is imported: threads that wait in a spin lock slow down whatever else shares the cores
+    # before torch is imported: threads that spin for long slow down whatever else shares the cores several times over,
+    # and threads that never spin are late for the next small operation; a short spin costs neither
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     args = build_parser().parse_args(argv)
     try:
         args.run(args)

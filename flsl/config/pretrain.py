@@ -1,4 +1,4 @@
-"""Settings of FLSL pretraining (METHOD, section 1); the defaults are the paper's ViT-S/16 on ImageNet-1K."""
+"""Settings of FLSL pretraining (arXiv 2306.06203); the defaults are the paper's ViT-S/16 on ImageNet-1K."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class StageRecord:
     _clock: float = field(default_factory=time.perf_counter)
 
     def write(self, path: Path | str, metrics: Mapping[str, float], **extra: Any) -> dict[str, Any]:
-        """Write ``metrics.json`` (ARCHITECTURE's shape) to ``path`` and return what was written.
+        """Write ``metrics.json`` to ``path`` and return what was written.
 
         Args:
             path: where to; written last, so that its existence says that the stage is complete.
