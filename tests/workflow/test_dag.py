@@ -207,3 +207,9 @@ def test_rules_are_in_one_shape() -> None:
         wanted = ["log:", "message:"] + ([] if "localrule: True" in body else ["resources:", "threads:"][:1])
         missing.update(f"{name} {part}" for part in wanted if part not in body)
     assert not missing
+
+
+def test_settings_of_the_command_line_keep_their_types(tmp_path: Path) -> None:
+    result = snakemake(tmp_path, "--dry-run", "--config", "knn={k: [2, 4], temperature: 0.1}", "tracking={live: false}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Job stats:" in result.stdout + result.stderr

@@ -30,8 +30,19 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.ge
 
 SOURCE = Path(workflow.configfiles[-1]) if workflow.configfiles else Path("config/demo.yaml")
 
+
+def typed(value):
+    """Return a setting with its numbers as numbers: snakemake's --config hands nested ones over as strings."""
+    if isinstance(value, dict):
+        return {name: typed(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [typed(item) for item in value]
+    plain = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|true|false|null", value)
+    return yaml.safe_load(value) if plain else value
+
+
 try:
-    EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE))
+    EXPERIMENT = check(Experiment, compose(typed(config), SOURCE), str(SOURCE))
     require_data(EXPERIMENT)
     RESOLVED = {run: run_experiment(EXPERIMENT, run) for run in EXPERIMENT.runs}
 except UserError as error:
