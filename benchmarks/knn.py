@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from timing import measure
 from torch import Tensor
 
 from flsl.model.neighbours import _chunk_sizes, knn_accuracy
@@ -45,20 +44,6 @@ def whole_bank(
         ranked = votes.sort(1, descending=True).indices
         right += int((ranked[:, 0] == named).sum())
     return 100 * right / len(queries)
-
-
-def measure(candidates: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Return each candidate's median seconds; they take turns, so that a slow moment of the machine hits all."""
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(repeats + 1):
-        for name, call in candidates.items():
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first one warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def main() -> None:
