@@ -42,8 +42,8 @@ docs: .venv/installed ## the schema and the tables that are generated from the s
 
 BENCHMARKS = knn linear_grid propagation davis_eval coco_eval uavdt_eval track_sync
 
-bench: .venv/installed ## the CPU benchmarks of speed
-	for name in $(BENCHMARKS); do python benchmarks/$$name.py || exit 1; done
+bench: .venv/installed ## the CPU benchmarks of speed; their figures go to results/bench
+	for name in $(BENCHMARKS); do python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; done
 
 ui: .venv/installed ## MLflow in the browser, http://localhost:5000
 	mlflow ui --backend-store-uri sqlite:///$(PROJECT)/mlflow.db --port 5000

@@ -1,8 +1,8 @@
 """How much faster than pycocotools is the evaluation of COCO results, and does it give the same figures?
 
-    FLSL_REAL_DATA=DIR python benchmarks/coco_eval.py [COPIES]
+    FLSL_REAL_DATA=DIR python benchmarks/coco_eval.py [--copies 20]
 
-DIR/coco has val2017's annotations of a few images; COPIES (20) copies of them, with eight detections an object, are
+DIR/coco has val2017's annotations of a few images; that many copies of them, with eight detections an object, are
 evaluated by both, from files to figures.
 """
 
@@ -12,13 +12,14 @@ import contextlib
 import io
 import json
 import os
-import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import measure, options, report
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -48,32 +49,47 @@ def make(data: dict[str, Any], copies: int) -> tuple[dict[str, Any], list[dict[s
     return {"images": images, "annotations": annotations, "categories": data["categories"]}, found
 
 
+def official(truth: Path, found: Path) -> dict[str, NDArray[np.float64]]:
+    """Return pycocotools' twelve figures of each kind."""
+    stats = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for kind in ("bbox", "segm"):
+            ground = COCO(str(truth))
+            evaluator = COCOeval(ground, ground.loadRes(str(found)), kind)
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+            stats[kind] = evaluator.stats
+    return stats
+
+
 def main() -> None:
+    parser = options(__doc__, device=False)
+    parser.add_argument("--copies", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
     source = Path(os.environ["FLSL_REAL_DATA"]) / "coco/annotations/instances_val2017.json"
-    truth, found = make(json.loads(source.read_text()), int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    truth, found = make(json.loads(source.read_text()), args.copies)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "truth.json").write_text(json.dumps(truth))
         (folder / "found.json").write_text(json.dumps(found))
-        start = time.perf_counter()
-        record = evaluate_files(folder / "truth.json", folder / "found.json", folder / "metrics.json")
-        ours = time.perf_counter() - start
-        start = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            stats = {}
-            for kind in ("bbox", "segm"):
-                ground = COCO(str(folder / "truth.json"))
-                evaluator = COCOeval(ground, ground.loadRes(str(folder / "found.json")), kind)
-                evaluator.evaluate()
-                evaluator.accumulate()
-                evaluator.summarize()
-                stats[kind] = evaluator.stats
-        theirs = time.perf_counter() - start
-    largest = max(np.abs(np.array(record["stats"][kind]) - stats[kind]).max() for kind in stats)
-    print(
-        f"{len(truth['images'])} images, {len(found)} detections, 24 figures: {ours:.1f} s, pycocotools {theirs:.1f} s"
-    )
-    print(f"{theirs / ours:.2f} times as fast; largest difference of the 24 figures {largest:.1e}")
+        files = folder / "truth.json", folder / "found.json"
+        ours, theirs = evaluate_files(*files, folder / "metrics.json")["stats"], official(*files)
+        largest = max(float(np.abs(np.array(ours[kind]) - theirs[kind]).max()) for kind in theirs)
+        candidates: dict[str, Callable[[], object]] = {
+            "ours": lambda: evaluate_files(*files, folder / "metrics.json"),
+            "pycocotools": lambda: official(*files),
+        }
+        seconds = measure(candidates, args.repeats)
+    figures = {
+        "seconds": seconds,
+        "speed_ratio": seconds["pycocotools"] / seconds["ours"],
+        "largest_difference": largest,
+        "images": len(truth["images"]),
+        "detections": len(found),
+    }
+    report(figures, args.out)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,19 @@ Compares, in one run on made masks (PNG files of 854 × 480 pixels, two objects)
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from common import measure, options, report
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
 from flsl.config.video import DavisSettings
-from flsl.runtime.outputs import write_json
 from flsl.video.davis_eval import evaluate
 
 try:
@@ -97,23 +95,22 @@ def frame_scores(truth: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, device=False)
     parser.add_argument("--sequences", type=int, default=4)
     parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processes", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
-    seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         truth, masks = make(Path(folder), args.sequences, args.frames)
-        start = time.perf_counter()
         expected = literal(truth, masks)
-        seconds["literal"] = time.perf_counter() - start
+        found = evaluate(truth, masks, DavisSettings(), processes=1).metrics["davis/J&F-Mean"]
+        assert abs(found - expected) < 1e-6
+        candidates: dict[str, Callable[[], object]] = {"literal": lambda: literal(truth, masks)}
         for processes in {1, args.processes}:
-            start = time.perf_counter()
-            found = evaluate(truth, masks, DavisSettings(), processes=processes)
-            seconds[f"ours, {processes} process{'es' * (processes > 1)}"] = time.perf_counter() - start
-            assert abs(found.metrics["davis/J&F-Mean"] - expected) < 1e-6
+            name = f"ours, {processes} process{'es' * (processes > 1)}"
+            candidates[name] = lambda count=processes: evaluate(truth, masks, DavisSettings(), processes=count)
+        seconds = measure(candidates, args.repeats)
     figures = {
         "seconds": seconds,
         "speed_ratio": seconds["literal"] / min(value for name, value in seconds.items() if name != "literal"),
@@ -121,9 +118,7 @@ def main() -> None:
         "frames": args.sequences * args.frames,
         "literal_dilation": "OpenCV" if cv2 is not None else "SciPy distance transform",
     }
-    print(json.dumps(figures, indent=2))
-    if args.out:
-        write_json(args.out, figures)
+    report(figures, args.out)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,14 @@ Compares, in one run on random unit features:
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import measure
+from common import device_name, measure, options, report
 from torch import Tensor
 
 from flsl.model.neighbours import _chunk_sizes, knn_accuracy
-from flsl.runtime.outputs import write_json
 
 
 def bare(queries: Tensor, bank: Tensor, k: int, memory_mb: int) -> None:
@@ -47,7 +43,7 @@ def whole_bank(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--bank", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=384)
@@ -56,8 +52,6 @@ def main() -> None:
     parser.add_argument("--memory-mb", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-whole-bank", action="store_true", help="leave the slow loop out")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     device = torch.device(args.device)
     generator = torch.Generator().manual_seed(0)
@@ -86,11 +80,9 @@ def main() -> None:
         "classes": args.classes,
         "k": args.k,
         "memory_mb": args.memory_mb,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": device_name(device),
     }
-    print(json.dumps(figures, indent=2))
-    if args.out:
-        write_json(args.out, figures)
+    report(figures, args.out)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,17 @@ with and without the encoder's forward pass that all of them need first (the goa
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import measure
+from common import device_name, measure, options, report
 from torch import Tensor, nn
 
 from flsl.config.probe import LinearSettings
 from flsl.model.backbone import load_backbone
 from flsl.probe.encoder import feature_function, mean_tokens
 from flsl.probe.grid import LinearGrid
-from flsl.runtime.outputs import write_json
 
 
 def plain(width: int, blocks: int, rate: float, classes: int, device: torch.device) -> Callable[[Tensor, Tensor], None]:
@@ -43,14 +39,12 @@ def plain(width: int, blocks: int, rate: float, classes: int, device: torch.devi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--size", type=int, default=224, help="side of the images, in pixels")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     device, settings = torch.device(args.device), LinearSettings()
     torch.manual_seed(0)
@@ -96,11 +90,9 @@ def main() -> None:
         "size": args.size,
         "batch": args.batch,
         "classes": args.classes,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": device_name(device),
     }
-    print(json.dumps(figures, indent=2))
-    if args.out:
-        write_json(args.out, figures)
+    report(figures, args.out)
 
 
 if __name__ == "__main__":

@@ -15,19 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
+import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import device_name, in_own_process, options, peak_gib, report
 from torch import Tensor
 
 from flsl.config.video import DavisSettings
-from flsl.runtime.outputs import write_json
 from flsl.video.affinity import propagate_labels
 
 HEIGHT, WIDTH, CHANNELS, LABELS = 480, 854, 384, 3
@@ -91,13 +88,9 @@ def measure(form: str, patch_size: int, frames: int, device: torch.device) -> di
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    figures["seconds_a_frame"] = min(seconds[1:])
+    figures["seconds_a_frame"] = statistics.median(seconds[1:])
     figures["frames_a_second"] = 1 / figures["seconds_a_frame"]
-    figures["peak_gib"] = (
-        torch.cuda.max_memory_allocated() / 2**30
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    )
+    figures["peak_gib"] = peak_gib(device)
     figures["checksum"] = float(result.double().square().sum())
     return figures
 
@@ -112,25 +105,20 @@ def measure_encoder(patch_size: int, device: torch.device) -> dict[str, float]:
         backbone.tokens(images)
         if device.type == "cuda":
             torch.cuda.synchronize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds_a_frame": time.perf_counter() - start, "peak_gib": peak}
+    return {"seconds_a_frame": time.perf_counter() - start, "peak_gib": peak_gib(device)}
 
 
-def in_own_process(form: str, patch_size: int, args: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, __file__, "--form", form, "--patch-sizes", str(patch_size), "--device", args.device]
-    command += ["--frames", str(args.frames), "--threads", str(args.threads)]
-    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return found
+def alone(form: str, patch_size: int, args: argparse.Namespace) -> dict[str, float]:
+    common = ("--device", args.device, "--frames", args.frames, "--threads", args.threads)
+    return in_own_process(__file__, "--form", form, "--patch-sizes", patch_size, *common)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--patch-sizes", type=int, nargs="+", default=[16, 8])
-    parser.add_argument("--frames", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--encoder", action="store_true", help="measure the encoder as well")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--form", choices=["ours", "dense", "encoder"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -141,11 +129,9 @@ def main() -> None:
     if args.form:
         print(json.dumps(measure(args.form, args.patch_sizes[0], args.frames, device)))
         return
-    figures: dict[str, object] = {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {args.threads} threads"
-    }
+    figures: dict[str, object] = {"device": device_name(device)}
     for patch_size in args.patch_sizes:
-        ours, common = (in_own_process(form, patch_size, args) for form in ("ours", "dense"))
+        ours, common = (alone(form, patch_size, args) for form in ("ours", "dense"))
         # both must have computed the same labels
         assert abs(ours.pop("checksum") / common.pop("checksum") - 1) < 1e-4
         figures[f"patch {patch_size}"] = {
@@ -154,11 +140,9 @@ def main() -> None:
             "dense": common,
             "speed_ratio": common["seconds_a_frame"] / ours["seconds_a_frame"],
             "memory_ratio": common["peak_gib"] / ours["peak_gib"],
-            **({"encoder": in_own_process("encoder", patch_size, args)} if args.encoder else {}),
+            **({"encoder": alone("encoder", patch_size, args)} if args.encoder else {}),
         }
-    print(json.dumps(figures, indent=2))
-    if args.out:
-        write_json(args.out, figures)
+    report(figures, args.out)
 
 
 if __name__ == "__main__":

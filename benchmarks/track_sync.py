@@ -10,14 +10,15 @@ Compares, in one run on a made project (runs with curves, k-NN and linear figure
 
 from __future__ import annotations
 
-import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from common import options, report
 
 from flsl.config.experiment import Experiment
 from flsl.config.loading import check
@@ -74,24 +75,33 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - computed
 
 
+def one_turn(project: Path, store: str) -> dict[str, tuple[float, float]]:
+    """Time all three with new stores."""
+    uris = {name: f"{store}-{name}.db" for name in ("ours", "bare")}
+    for uri in uris.values():
+        with open_store(uri, 10.0) as opened:  # the tables are made once a store, whoever uses it
+            opened.runs("0", {"none": "such"})
+    return {
+        "ours": timed(lambda: sync(project, uris["ours"])),
+        "bare": timed(lambda: bare(project, uris["bare"])),
+        "again": timed(lambda: sync(project, uris["ours"])),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__, device=False)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--points", type=int, default=10_000, help="values in a run's history")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "bench"
         make(project, args.runs, args.points)
-        uris = {name: f"sqlite:///{folder}/{name}.db" for name in ("ours", "bare")}
-        for uri in uris.values():
-            with open_store(uri, 10.0) as store:  # the tables are made once a store, whoever uses it
-                store.runs("0", {"none": "such"})
-        seconds = {
-            "ours": timed(lambda: sync(project, uris["ours"])),
-            "bare": timed(lambda: bare(project, uris["bare"])),
-            "again": timed(lambda: sync(project, uris["ours"])),
-        }
+        turns = [one_turn(project, f"sqlite:///{folder}/{turn}") for turn in range(args.repeats + 1)]
+    # the first turn warms up
+    seconds = {
+        name: tuple(statistics.median(turn[name][part] for turn in turns[1:]) for part in range(2)) for name in turns[0]
+    }
     figures = {
         "seconds": {name: wall for name, (wall, _) in seconds.items()},
         "computing_seconds": {name: computed for name, (_, computed) in seconds.items()},
@@ -101,9 +111,7 @@ def main() -> None:
         "runs": args.runs,
         "points": args.points,
     }
-    print(json.dumps(figures, indent=2))
-    if args.out:
-        write_text(args.out, json.dumps(figures, indent=2) + "\n")
+    report(figures, args.out)
 
 
 if __name__ == "__main__":

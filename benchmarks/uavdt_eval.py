@@ -1,19 +1,19 @@
 """Do UAVDT's 40,000 test frames with a million detections evaluate in less than a minute?
 
-    python benchmarks/uavdt_eval.py [SEQUENCES]
+    python benchmarks/uavdt_eval.py [--sequences 20]
 
-Makes SEQUENCES (20) sequences of 2,000 frames with 9 boxes and 25 detections a frame, and compares the seconds of the
+Makes that many sequences of 2,000 frames with 9 boxes and 25 detections a frame, and compares the seconds of the
 official figures with all attribute tables to those of COCO's figures over the same frames, on the same machine.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from common import measure, options, report
 
 from flsl.detect.uavdt_eval import coco_figures, object_table, pool, sequence_table
 from flsl.detect.uavdt_files import read_detections, read_sequences
@@ -37,28 +37,37 @@ def make(folder: Path, name: str, rng: np.random.Generator) -> None:
 
 
 def main() -> None:
-    names = [f"M{5000 + number}" for number in range(int(sys.argv[1]) if len(sys.argv) > 1 else 20)]
+    parser = options(__doc__, device=False)
+    parser.add_argument("--sequences", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=1)
+    args = parser.parse_args()
+    names = [f"M{5000 + number}" for number in range(args.sequences)]
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name in names:
             make(folder, name, rng)
-        clock = [time.perf_counter()]
         truth = read_sequences(folder, names)
         found, _ = read_detections(folder, truth)
-        clock.append(time.perf_counter())
-        pooled = pool(truth, found)
-        sequence_table(pooled, truth)
-        object_table(pooled)
-        clock.append(time.perf_counter())
-        coco_figures(truth, found, folder)
-        clock.append(time.perf_counter())
-    reading, official, coco = np.diff(clock)
-    detections = sum(map(len, found.values()))
-    print(f"{len(names) * FRAMES} frames, {detections} detections: {clock[-1] - clock[0]:.1f} s in all")
-    print(
-        f"reading {reading:.1f} s, official figures {official:.1f} s, COCO's {coco:.1f} s ({coco / official:.1f} times)"
-    )
+
+        def official() -> None:
+            pooled = pool(truth, found)
+            sequence_table(pooled, truth)
+            object_table(pooled)
+
+        candidates: dict[str, Callable[[], object]] = {
+            "reading": lambda: read_detections(folder, read_sequences(folder, names)),
+            "official": official,
+            "coco": lambda: coco_figures(truth, found, folder),
+        }
+        seconds = measure(candidates, args.repeats)
+    figures = {
+        "seconds": {**seconds, "all": sum(seconds.values())},
+        "coco_over_official": seconds["coco"] / seconds["official"],
+        "frames": len(names) * FRAMES,
+        "detections": sum(map(len, found.values())),
+    }
+    report(figures, args.out)
 
 
 if __name__ == "__main__":
