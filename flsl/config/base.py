@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,8 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 """A name that is safe as a folder, a SLURM job name and an MLflow tag."""
+Stage = Literal["knn", "linear", "aligned_knn", "coco", "uavdt", "davis"]
+"""An evaluation."""
 
 
 class Settings(BaseModel):

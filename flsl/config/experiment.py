@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from flsl.config.base import NonNegative, Settings, Slug
+from flsl.config.ablation import AblationSettings
+from flsl.config.base import NonNegative, Settings, Slug, Stage
 from flsl.config.cluster import ClusterSettings
 from flsl.config.compute import ComputeSettings
 from flsl.config.data import DataSettings
@@ -14,8 +15,6 @@ from flsl.config.detect import DetectionSettings
 from flsl.config.pretrain import PretrainSettings
 from flsl.config.probe import AlignedKnnSettings, FeatureSettings, KnnSettings, LinearSettings
 from flsl.config.video import DavisSettings
-
-Stage = Literal["knn", "linear", "aligned_knn", "coco", "uavdt", "davis"]
 
 
 class BaselineSettings(Settings):
@@ -67,6 +66,9 @@ class Experiment(Settings):
         {"base": {}},
         description="Pretraining runs by name, each with the settings it changes by dotted name, "
         "e.g. `wide: {pretrain.prototypes: 8192}`.",
+    )
+    ablations: dict[Slug, AblationSettings] = Field(
+        {}, description="Ablations by name: runs that differ in chosen settings, with tables and figures of their own."
     )
     baselines: dict[Slug, BaselineSettings] = Field(
         {"untrained": BaselineSettings(kind="random")}, description="Encoders evaluated beside the runs."
