@@ -120,5 +120,5 @@ def _write_uavdt(
     write_json(out / "test.json", val.dataset())
     truth = read_sequences(Path(data.root) / data.ground_truth)
     found, _ = read_detections(out / "detections.json", truth)
-    metrics, tables = uavdt_figures(truth, found, out / "detections.json")
+    metrics, tables = uavdt_figures(truth, found)
     return record.write(out / "metrics.json", metrics, **tables, data=about)

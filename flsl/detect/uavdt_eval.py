@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from flsl.detect.coco_eval import evaluate as coco_evaluate
-from flsl.detect.coco_files import Annotations, Record
+from flsl.detect.coco_eval import CocoFigures
+from flsl.detect.coco_files import Record
+from flsl.detect.uavdt_coco import Boxes, coco_stats
 from flsl.detect.uavdt_files import Rows, Sequence, read_detections, read_sequences
 from flsl.detect.uavdt_match import (
     Flags,
@@ -24,8 +25,10 @@ from flsl.detect.uavdt_match import (
     Ints,
     Pairs,
     average_precision,
+    by_preference,
     match,
     overlapping,
+    places,
     strictly_inside,
 )
 from flsl.runtime.outputs import StageRecord
@@ -64,7 +67,7 @@ class Pool(NamedTuple):
             Detections are ordered by sequence, frame and falling score.
         owner: (boxes,) each box's sequence index.
         labels: the boxes' columns ``category``, ``occlusion``, ``out_of_view``.
-        pairs: detection and box overlap by 0.7 of their union.
+        pairs: detection and box overlap by 0.7 of their union; in the order of :func:`by_preference`.
         covered: detection and box overlap by 0.7 of the detection.
     """
 
@@ -85,30 +88,36 @@ def pool(sequences: list[Sequence], detections: Mapping[str, Rows]) -> Pool:
     for index, each in enumerate(sequences):
         rows = detections[each.name]
         rows = rows[np.lexsort((-rows[:, 5], rows[:, 0]))]
-        ignore = each.ignore.sort_values("frame", kind="stable")
+        ignore = _by_frame(each.ignore)
         frames = rows[:, 0].astype(np.int64)
         inside = strictly_inside(frames, rows[:, 1:5], _frames(ignore), _boxes(ignore))
         rows, frames = rows[~inside], frames[~inside]
-        truth = each.truth.sort_values("frame", kind="stable")
+        truth = _by_frame(each.truth)
         found = overlapping(frames, rows[:, 1:5], _frames(truth), _boxes(truth), THRESHOLD)
         for kept, new in zip(pairs, found, strict=True):
             kept.append(Pairs(new.detection + first_detection, new.box + first_box, new.overlap))
-        starts = np.searchsorted(frames, frames)
         owners.append(np.full(len(rows), index))
         scores.append(rows[:, 5])
-        ranks.append(np.arange(len(rows)) - starts)
+        ranks.append(places(frames))
         boxes.append(np.full(len(truth), index))
         labels.append(truth[list(OBJECT_ATTRIBUTES)])
         first_detection += len(rows)
         first_box += len(truth)
+    rank = np.concatenate(ranks)
+    union, covered = (Pairs(*(np.concatenate(parts) for parts in zip(*each, strict=True))) for each in pairs)
     return Pool(
         np.concatenate(owners),
         np.concatenate(scores),
-        np.concatenate(ranks),
+        rank,
         np.concatenate(boxes),
         pd.concat(labels, ignore_index=True),
-        *(Pairs(*(np.concatenate(parts) for parts in zip(*each, strict=True))) for each in pairs),
+        by_preference(union, rank),
+        covered,
     )
+
+
+def _by_frame(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values("frame", kind="stable")
 
 
 def _frames(table: pd.DataFrame) -> Ints:
@@ -124,7 +133,7 @@ def sequence_table(pooled: Pool, sequences: list[Sequence]) -> tuple[float | Non
 
     Attributes that no evaluated sequence with boxes has are left out.
     """
-    hits = match(pooled.pairs, pooled.rank, len(pooled.owner))
+    hits = match(pooled.pairs, pooled.rank, len(pooled.owner)) >= 0
 
     def over(members: Flags) -> float | None:
         chosen = members[pooled.sequence]
@@ -164,7 +173,7 @@ def object_table(pooled: Pool) -> list[Record]:
             if not mine.any():
                 continue
             candidates = mine[pooled.pairs.box]
-            hits = match(Pairs(*(part[candidates] for part in pooled.pairs)), pooled.rank, len(mine))
+            hits = match(pooled.pairs.at(candidates), pooled.rank, len(mine)) >= 0
             ignored = np.zeros(len(hits), dtype=bool)
             ignored[pooled.covered.detection[~mine[pooled.covered.box]]] = True
             counted = hits | ~ignored
@@ -180,28 +189,23 @@ def object_table(pooled: Pool) -> list[Record]:
     return rows
 
 
-def coco_figures(sequences: list[Sequence], detections: Mapping[str, Rows], source: Path) -> dict[str, float]:
+def coco_figures(sequences: list[Sequence], detections: Mapping[str, Rows]) -> dict[str, float]:
     """Return COCO's 12 figures over the same frames: one class, ignore regions as crowds, 100 detections a frame."""
-    images: dict[int, Record] = {}
-    annotations: list[Record] = []
-    results: list[Record] = []
-    for index, each in enumerate(sequences):
-        rows = detections[each.name]
-        # ids of this data set alone: a sequence may have any name
-        first = (index + 1) * 1_000_000
-        seen = np.concatenate([_frames(each.truth), _frames(each.ignore), rows[:, 0].astype(np.int64)])
-        frames = range(1, each.frames + 1) if each.frames else np.unique(seen).tolist()
-        images |= {first + frame: {"id": first + frame, "width": 1, "height": 1} for frame in frames}
-        for table, crowd in ((each.truth, 0), (each.ignore, 1)):
-            for frame, box in zip(_frames(table).tolist(), _boxes(table).tolist(), strict=True):
-                entry = {"image_id": first + frame, "category_id": 1, "bbox": box, "area": box[2] * box[3]}
-                annotations.append({**entry, "iscrowd": crowd, "id": len(annotations) + 1})
-        results += [
-            {"image_id": first + int(frame), "category_id": 1, "bbox": box, "score": score}
-            for frame, *box, score in rows.tolist()
-        ]
-    truth = Annotations(source, images, {1: "vehicle"}, annotations, {})
-    return coco_evaluate(truth, results, "bbox", source).metrics("uavdt/coco")
+    rows = [detections[each.name] for each in sequences]
+    shift = 1_000_000  # frames of different sequences are different ones
+    first = [index * shift for index in range(len(sequences))]
+    frames = np.concatenate([each[:, 0].astype(np.int64) + start for each, start in zip(rows, first, strict=True)])
+    found = np.concatenate(rows)
+    order = np.lexsort((-found[:, 5], frames))
+    truth, crowds = (
+        Boxes(
+            np.concatenate([_frames(table) + start for table, start in zip(tables, first, strict=True)]),
+            np.concatenate([_boxes(table) for table in tables]),
+        )
+        for tables in zip(*((_by_frame(each.truth), _by_frame(each.ignore)) for each in sequences), strict=True)
+    )
+    stats = coco_stats(Boxes(frames[order], found[order, 1:5]), found[order, 5], truth, crowds)
+    return CocoFigures(stats, []).metrics("uavdt/coco")
 
 
 def evaluate_files(
@@ -237,14 +241,14 @@ def evaluate_files(
     record = StageRecord("uavdt", run, {"sequences": names, "threshold": THRESHOLD}, inputs)
     for reason, count in skipped.items():
         warn(f"{count} {reason} skipped")
-    metrics, tables = figures(truth, found, Path(detections))
+    metrics, tables = figures(truth, found)
     return record.write(out, metrics, **tables, skipped=skipped)
 
 
 def figures(
-    sequences: list[Sequence], detections: Mapping[str, Rows], source: Path
+    sequences: list[Sequence], detections: Mapping[str, Rows]
 ) -> tuple[dict[str, float], dict[str, list[Record]]]:
-    """Return all metrics by name, and the tables ``sequences`` and ``objects``, of detections read from ``source``."""
+    """Return all metrics by name, and the tables ``sequences`` and ``objects``."""
     pooled = pool(sequences, detections)
     overall, by_sequence, rows = sequence_table(pooled, sequences)
     objects = object_table(pooled)
@@ -253,4 +257,4 @@ def figures(
     for row in objects:
         for convention in ("official", "corrected"):
             metrics[f"uavdt/AP@0.7/{row['attribute']}/{row['label']}/{convention}"] = row[convention]
-    return metrics | coco_figures(sequences, detections, source), {"sequences": rows, "objects": objects}
+    return metrics | coco_figures(sequences, detections), {"sequences": rows, "objects": objects}

@@ -6,6 +6,7 @@ other, so that one vectorised step handles them together; only pairs that overla
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+_CHUNK = 1 << 16  # pairs looked at together: what a core's cache holds
 
 
 class Pairs(NamedTuple):
@@ -27,6 +29,10 @@ class Pairs(NamedTuple):
     detection: Ints
     box: Ints
     overlap: Floats
+
+    def at(self, chosen: Ints | Flags) -> Pairs:
+        """Return those pairs, in that order."""
+        return Pairs(self.detection[chosen], self.box[chosen], self.overlap[chosen])
 
 
 def frame_pairs(first: Ints, second: Ints) -> tuple[Ints, Ints]:
@@ -57,14 +63,28 @@ def overlapping(
         true_frames, true_boxes: the same of the ground truth, sorted by frame.
         threshold: smallest overlap, above 0.
     """
-    i, j = frame_pairs(frames, true_frames)
-    common = intersections(boxes[i], true_boxes[j])
-    touching = common > 0
-    i, j, common = i[touching], j[touching], common[touching]
-    area, true_area = boxes[i, 2] * boxes[i, 3], true_boxes[j, 2] * true_boxes[j, 3]
-    union, within = common / (area + true_area - common), common / area
-    enough, covered = union >= threshold, within >= threshold
-    return Pairs(i[enough], j[enough], union[enough]), Pairs(i[covered], j[covered], within[covered])
+    count = np.searchsorted(true_frames, frames, side="right") - np.searchsorted(true_frames, frames, side="left")
+    last = np.cumsum(count)
+    pieces = np.searchsorted(last, np.arange(_CHUNK, last[-1] if len(last) else 0, _CHUNK)).tolist()
+    bounds = sorted({0, *pieces, len(frames)})
+    found: tuple[list[Pairs], list[Pairs]] = ([_none()], [_none()])
+    for start, stop in itertools.pairwise(bounds):
+        i, j = frame_pairs(frames[start:stop], true_frames)
+        i += start
+        a, b = boxes[i], true_boxes[j]
+        common = intersections(a, b)
+        touching = np.flatnonzero(common > 0)
+        i, j, common = i[touching], j[touching], common[touching]
+        area, true_area = a[touching, 2] * a[touching, 3], b[touching, 2] * b[touching, 3]
+        for kept, overlap in zip(found, (common / (area + true_area - common), common / area), strict=True):
+            enough = np.flatnonzero(overlap >= threshold)
+            kept.append(Pairs(i[enough], j[enough], overlap[enough]))
+    union, within = (Pairs(*(np.concatenate(parts) for parts in zip(*kept, strict=True))) for kept in found)
+    return union, within
+
+
+def _none() -> Pairs:
+    return Pairs(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
 
 
 def strictly_inside(frames: Ints, boxes: Floats, region_frames: Ints, regions: Floats) -> Flags:
@@ -77,30 +97,48 @@ def strictly_inside(frames: Ints, boxes: Floats, region_frames: Ints, regions: F
     return inside
 
 
-def match(pairs: Pairs, rank: Ints, boxes: int) -> Flags:
-    """Match greedily and return which detections got a box.
+def places(frames: Ints) -> Ints:
+    """Return each row's place among those of its frame, from 0; ``frames`` is sorted."""
+    place: Ints = np.arange(len(frames)) - np.searchsorted(frames, frames)
+    return place
 
-    Each detection, by falling score in its frame, takes the still free box with the largest overlap, the later one in
-    file order where two are equal.
+
+def by_preference(pairs: Pairs, rank: Ints) -> Pairs:
+    """Return the pairs in the order that :func:`match` takes.
+
+    Detections come by their place in their frame; each one's pairs by rising overlap, then by the box's place in the
+    file, so that the one it would rather have comes last.
 
     Args:
-        pairs: candidates; box indices rise in file order.
+        pairs: in any order; box indices rise in file order.
+        rank: (detections,) place of each detection in its frame by falling score, from 0.
+    """
+    order = np.lexsort((pairs.box, pairs.overlap, pairs.detection, rank[pairs.detection]))
+    return pairs.at(order)
+
+
+def match(pairs: Pairs, rank: Ints, boxes: int, shared: Flags | None = None) -> Ints:
+    """Match greedily and return the box of each detection, -1 for those that get none.
+
+    Each detection, by falling score in its frame, takes the last of its pairs whose box is still free.
+
+    Args:
+        pairs: candidates, in the order of :func:`by_preference`.
         rank: (detections,) place of each detection in its frame by falling score, from 0.
         boxes: number of boxes.
+        shared: (boxes,) which boxes any number of detections may have; None: no box.
     """
-    matched = np.zeros(len(rank), dtype=bool)
+    matched = np.full(len(rank), -1, dtype=np.int64)
     free = np.ones(boxes, dtype=bool)
-    # within a detection the best candidate comes last
-    order = np.lexsort((pairs.box, pairs.overlap, pairs.detection, rank[pairs.detection]))
-    detection, box = pairs.detection[order], pairs.box[order]
-    ranks = rank[detection]
+    ranks = rank[pairs.detection]
     bounds = np.searchsorted(ranks, np.arange(int(ranks[-1]) + 2)) if len(ranks) else np.zeros(1, dtype=np.int64)
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        candidates = np.arange(start, stop)[free[box[start:stop]]]
-        owners = detection[candidates]
+        candidates = np.flatnonzero(free[pairs.box[start:stop]]) + start
+        owners = pairs.detection[candidates]
         best = candidates[np.append(owners[1:] != owners[:-1], True)] if len(candidates) else candidates
-        matched[detection[best]] = True
-        free[box[best]] = False
+        taken = pairs.box[best]
+        matched[pairs.detection[best]] = taken
+        free[taken] = False if shared is None else shared[taken]
     return matched
 
 
