@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from flsl.pretrain.assignments import PLAIN, Blocks, mean_entropy
 from flsl.runtime.distributed import world_size
 
 
@@ -18,6 +19,7 @@ class Health(nn.Module):
     Args:
         prototypes: their number K.
         positions: tokens of the student's global view, whose positions are watched.
+        blocks: how blocks of assignments are computed, plainly or compiled.
     """
 
     student: Tensor
@@ -25,8 +27,9 @@ class Health(nn.Module):
     joint: Tensor
     sums: Tensor
 
-    def __init__(self, prototypes: int, positions: int) -> None:
+    def __init__(self, prototypes: int, positions: int, blocks: Blocks = PLAIN) -> None:
         super().__init__()
+        self._blocks = blocks
         self._positions = positions
         self.register_buffer("student", torch.zeros(prototypes))
         self.register_buffer("teacher", torch.zeros(prototypes))
@@ -59,8 +62,7 @@ class Health(nn.Module):
         positions = global_queries.flatten()
         cells = assigned[: len(positions)] * self._positions + positions
         self.joint.scatter_add_(0, cells, ones[: len(positions)])
-        log_teacher = torch.log_softmax(teacher_logits.float() / teacher_temperature, 1)
-        entropy = -(log_teacher.exp() * log_teacher).sum(1).mean()
+        entropy = mean_entropy(teacher_logits, teacher_temperature, self._blocks)
         variance = tokens.float().var(0).mean()
         self.sums += torch.stack([torch.ones_like(entropy), entropy, variance])
 

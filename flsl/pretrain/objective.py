@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flsl.pretrain.assignments import PLAIN, Blocks, cross_entropy_and_mean
 from flsl.runtime.distributed import mean_over_ranks
 
 
@@ -28,6 +29,7 @@ class FLSLObjective(nn.Module):
         volume_weight: γ.
         student_temperature: T_s.
         center_momentum: momentum of the teacher's centre (DINO's centring), or None for no centring.
+        blocks: how blocks of assignments are computed, plainly or compiled.
 
     >>> objective = FLSLObjective(prototypes=4)
     >>> tokens, modes, logits = torch.randn(6, 8), torch.randn(6, 8), torch.rand(6, 4)
@@ -46,11 +48,13 @@ class FLSLObjective(nn.Module):
         volume_weight: float = 5.0,
         student_temperature: float = 0.1,
         center_momentum: float | None = None,
+        blocks: Blocks = PLAIN,
     ) -> None:
         super().__init__()
         self.intra_weight, self.inter_weight, self.volume_weight = intra_weight, inter_weight, volume_weight
         self.student_temperature = student_temperature
         self.center_momentum = center_momentum
+        self._blocks = blocks
         self.register_buffer("center", torch.zeros(prototypes))
 
     def forward(
@@ -75,22 +79,21 @@ class FLSLObjective(nn.Module):
         # float32 whatever autocast says: a small p log p of 4096 prototypes is lost in half precision
         with torch.autocast(tokens.device.type, enabled=False):
             intra = (2 - 2 * F.cosine_similarity(tokens.float(), modes.float(), dim=-1)).mean()
-            log_student = F.log_softmax(student_logits.float() / self.student_temperature, dim=-1)
-            target = self._targets(teacher_logits, teacher_temperature)
-            inter = -(target * log_student).sum(-1).mean()
-            mean_assignment = mean_over_ranks(log_student.exp().mean(0))
+            center = None if self.center_momentum is None else self.center
+            inter, mean_assignment = cross_entropy_and_mean(
+                student_logits, teacher_logits, self.student_temperature, teacher_temperature, center, self._blocks
+            )
+            mean_assignment = mean_over_ranks(mean_assignment)
             # xlogy: a prototype that nothing is assigned to counts 0, not 0 · -∞
             volume = torch.xlogy(mean_assignment, mean_assignment).sum() + math.log(len(mean_assignment))
             weight = self.intra_weight if intra_weight is None else intra_weight
             loss = weight * intra + self.inter_weight * inter + self.volume_weight * volume
+            self._move_center(teacher_logits)
         parts = {"intra_view": intra.detach(), "inter_view": inter.detach(), "volume": volume.detach()}
         return loss, parts
 
     @torch.no_grad()
-    def _targets(self, logits: Tensor, temperature: float) -> Tensor:
-        logits = logits.float()
-        if self.center_momentum is None:
-            return torch.softmax(logits / temperature, dim=-1)
-        target = torch.softmax((logits - self.center) / temperature, dim=-1)
-        self.center.lerp_(mean_over_ranks(logits.mean(0)), 1 - self.center_momentum)
-        return target
+    def _move_center(self, teacher_logits: Tensor) -> None:
+        if self.center_momentum is not None:
+            mean = mean_over_ranks(teacher_logits.mean(0, dtype=torch.float32))
+            self.center.lerp_(mean, 1 - self.center_momentum)
