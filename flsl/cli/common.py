@@ -33,6 +33,17 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def previous_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--previous``, the earlier encoder of multi-stage pretraining."""
+    parser.add_argument(
+        "--previous",
+        type=Path,
+        metavar="FILE",
+        help="multi-stage: an earlier run's backbone.safetensors, or another encoder of the same patch size, "
+        "as a frozen prior of the cross-attention (pretrain.prior.*)",
+    )
+
+
 def experiment(args: argparse.Namespace) -> Experiment:
     """Return the experiment that the arguments of :func:`config_arguments` describe."""
     from flsl.config.experiment import Experiment

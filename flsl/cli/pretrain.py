@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flsl.cli.common import Commands, command, config_arguments, experiment
+from flsl.cli.common import Commands, command, config_arguments, experiment, previous_argument
 
 
 def add(commands: Commands) -> None:
@@ -24,6 +24,7 @@ aside. Several processes: torchrun --nproc-per-node 8 -m flsl pretrain …, or s
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder that `flsl data check` wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
     parser.add_argument("--name", metavar="NAME", help="the run's name in the record (default: --run, or base)")
+    previous_argument(parser)
     config_arguments(parser)
 
     parser = command(
@@ -54,7 +55,8 @@ def _pretrain(args: argparse.Namespace) -> None:
     settings = experiment(args)
     following = start_following(args.out, settings) if is_main_process() else None
     try:
-        metrics = pretrain_folder(settings, args.images, args.out, args.name or args.run_name or "base")
+        name = args.name or args.run_name or "base"
+        metrics = pretrain_folder(settings, args.images, args.out, name, args.previous)
     finally:
         if following is not None:
             following.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flsl.cli.common import Commands, command, config_arguments, experiment
+from flsl.cli.common import Commands, command, config_arguments, experiment, previous_argument
 
 _DETAILS = """
 `cluster.*` says what to ask for: nodes, GPUs, processes, memory, time, partition, … The job is told to save before
@@ -24,6 +24,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--name", metavar="NAME", help="the run's name in the record (default: --run, or base)")
     parser.add_argument("--force", action="store_true", help="cancel a job of other settings, and submit anew")
     parser.add_argument("--no-wait", action="store_true", help="return once the job is submitted")
+    previous_argument(parser)
     config_arguments(parser)
 
 
@@ -31,4 +32,4 @@ def _pretrain(args: argparse.Namespace) -> None:
     from flsl.launch import submit_pretrain
 
     name = args.name or args.run_name or "base"
-    submit_pretrain(experiment(args), args.images, args.out, name, args.force, not args.no_wait)
+    submit_pretrain(experiment(args), args.images, args.out, name, args.force, not args.no_wait, args.previous)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flsl.config.base import Count, Fraction, NonNegative, Positive, Settings
+from flsl.config.base import Count, Fraction, NonNegative, Positive, Settings, Slug
 
 Range = Annotated[list[NonNegative], Field(min_length=2, max_length=2)]
 
@@ -82,6 +82,21 @@ class Schedule(Settings):
     end: NonNegative = Field(description="Value at the last step.")
 
 
+class PriorSettings(Settings):
+    """What an earlier run's encoder says about the cross-attention (multi-stage pretraining)."""
+
+    block: Count | None = Field(
+        None,
+        description="Cut the earlier encoder after this block, counted from 1, and take its tokens as they are; "
+        "null: all blocks and the final LayerNorm.",
+    )
+    tau: NonNegative = Field(0.2, description="Temperature of its attention, in units of sqrt(384) / C, C its width.")
+    sharpness: Positive = Field(1e4, description="How sharply its attention is cut off at each row's mean.")
+    bias: Fraction = Field(
+        0.0, description="What is left of it at the end: the run's own attention gets a cosine from 0 to 1 - bias."
+    )
+
+
 class PretrainSettings(Settings):
     """FLSL pretraining; changing any of these makes another run."""
 
@@ -112,6 +127,10 @@ class PretrainSettings(Settings):
         0.04, description="Temperature of the teacher's assignments at the start."
     )
     teacher_temperature_epochs: NonNegative = Field(30.0, description="Epochs of linear warm-up of that temperature.")
+    previous: Slug | None = Field(
+        None, description="Run or baseline whose encoder, frozen, is a prior of the cross-attention; null: none."
+    )
+    prior: PriorSettings = Field(PriorSettings(), description="That prior.")
     epochs: Count = Field(300, description="Passes over the training images.")
     batch_size: Count = Field(512, description="Images a step, over all ranks and accumulated micro-batches.")
     accumulate: Count = Field(1, description="Micro-batches a step; batch norm and VMR see one micro-batch at a time.")

@@ -169,16 +169,22 @@ class FLSLViews:
             The teacher's views (batch, 3, T, T), and a tensor of student views (views × batch, 3, S, S) for each size;
             all normalised, float32.
         """
+        teacher, students = self.crops(batch)
+        return self._finish(teacher, batch.teacher), [
+            self._finish(crops, group.colours) for crops, group in zip(students, batch.students, strict=True)
+        ]
+
+    @torch.no_grad()
+    def crops(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Make the views without their changes of colour, in shapes as those of a call, in [0, 1]."""
         images = batch.crops.float() / 255
-        teacher = self._finish(images, batch.teacher)
         students = []
         for (count, size, _, _), group in zip(self._groups, batch.students, strict=True):
             top, left, height, width = group.boxes.unbind(1)
             rows = resize_matrices(top, height, images.shape[2], size)
             columns = resize_matrices(left, width, images.shape[3], size)
-            crops = apply_matrices(images.repeat(count, 1, 1, 1), rows, columns).clamp_(0, 1)
-            students.append(self._finish(crops, group.colours))
-        return teacher, students
+            students.append(apply_matrices(images.repeat(count, 1, 1, 1), rows, columns).clamp_(0, 1))
+        return images, students
 
     def _finish(self, images: Tensor, colours: PhotometricParameters) -> Tensor:
         changed = apply_photometric(images, colours, self._blur_scale * self._settings.blur_radius[1])

@@ -18,6 +18,7 @@ from flsl.launch.queue import find_by_name
 from flsl.launch.record import JobRecord, only_one
 from flsl.launch.task import PretrainTask, deliver_result
 from flsl.launch.wait import Interrupted, alive, end_job, process_started, wait
+from flsl.pretrain.recipe import check_previous, recipe_of
 from flsl.runtime.attempts import read_attempts
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json, sha256_json
@@ -26,7 +27,13 @@ from flsl.track.start import start_following
 
 
 def submit_pretrain(
-    experiment: Experiment, images: Path, out: Path, run: str, force: bool = False, waits: bool = True
+    experiment: Experiment,
+    images: Path,
+    out: Path,
+    run: str,
+    force: bool = False,
+    waits: bool = True,
+    previous: Path | None = None,
 ) -> None:
     """Have a run pretrained by a job of its own, and wait for it.
 
@@ -39,13 +46,15 @@ def submit_pretrain(
         run: the run's name.
         force: end a job of other settings, and submit anew.
         waits: without, return once the job is submitted.
+        previous: the encoder of an earlier run, of multi-stage pretraining.
 
     Raises:
         UserError: when SLURM refuses the request, the job failed, or it belongs to other settings.
         Interrupted: when this process was told to end; the job goes on.
     """
     data = read_json(images / "manifest.json", "the manifest that `flsl data check` writes")["content_sha256"]
-    recipe = sha256_json({"pretrain": experiment.pretrain.plain(), "seed": experiment.seed, "data": data})
+    check_previous(experiment.pretrain, previous)
+    recipe = sha256_json(recipe_of(experiment.pretrain, experiment.seed, data, previous))
     out = out.absolute()
     with only_one(out):
         record = _attach(experiment, out, recipe, force)
@@ -59,6 +68,7 @@ def submit_pretrain(
             run=run,
             launch=record.launch if record is not None else secrets.token_hex(4),
             requeues=experiment.cluster.requeues,
+            previous=str(previous.absolute()) if previous is not None else None,
         )
         fresh = record is None or record.state != "submitted"
         if record is None or fresh:

@@ -51,6 +51,7 @@ class PretrainTask:
         launch: name of this submission; a job that takes a lost one's place keeps it.
         requeues: times that the job may start again.
         visible_gpus: CUDA_VISIBLE_DEVICES of a job on this machine; ``None`` leaves what the cluster sets.
+        previous: the encoder of an earlier run, where there is one.
     """
 
     settings: dict[str, Any]
@@ -60,6 +61,7 @@ class PretrainTask:
     launch: str
     requeues: int
     visible_gpus: str | None = None
+    previous: str | None = None
 
     def __call__(self) -> dict[str, float]:
         """Train; return the final figures.
@@ -124,7 +126,8 @@ class PretrainTask:
         from flsl.pretrain.stage import pretrain_folder
 
         settings = check(Experiment, self.settings, "the submitted settings")
-        return dict(pretrain_folder(settings, Path(self.images), Path(self.out), self.run))
+        previous = Path(self.previous) if self.previous is not None else None
+        return dict(pretrain_folder(settings, Path(self.images), Path(self.out), self.run, previous))
 
     def _end_stopped(self, job: Any, stop: Stopped, requeue: Any) -> None:
         """End this process, after the first rank had the job requeued; raises when the job is to end for good."""

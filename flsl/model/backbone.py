@@ -139,8 +139,16 @@ def save_backbone(path: Path | str, vit: nn.Module, name: str, arguments: Mappin
     """
     weights = {key: value.detach().cpu().contiguous() for key, value in vit.state_dict().items()}
     metadata = {**timm_metadata(name, arguments), "format": "pt", **about}
-    with atomic(path) as temporary:
-        safetensors.torch.save_file(weights, temporary, metadata)
+    data = safetensors.torch.save(weights, metadata)
+    # safetensors writes the metadata in any order; equal encoders are to be equal files
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text, memoryview(data)[end:]):
+            file.write(part)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

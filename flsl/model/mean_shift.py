@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mean_shift(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+def mean_shift(
+    queries: Tensor, keys: Tensor, temperature: float, prior: Tensor | None = None, share: float = 1.0
+) -> Tensor:
     """Move each query to the mean-shift mode of its keys: softmax(τ Q Kᵀ) K.
 
     There are no learned weights, and the keys are the values too. The softmax is computed in float32 whatever autocast
@@ -19,6 +21,8 @@ def mean_shift(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
         queries: (batch, M, C) tokens.
         keys: (batch, N, C) tokens.
         temperature: τ, the factor on the inner products; 0 gives the mean of the keys.
+        prior: (batch, M, N) an attention from elsewhere, rows summing to 1, or None.
+        share: m in m · softmax(τ Q Kᵀ) + (1 - m) · prior, the attention where there is a prior.
 
     Returns:
         The modes, (batch, M, C), float32.
@@ -29,12 +33,25 @@ def mean_shift(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     # queries and keys of two views may differ in type under autocast; float32 costs little beside the encoder
     with torch.autocast(queries.device.type, enabled=False):
         values = keys.float()
-        return F.scaled_dot_product_attention(queries.float(), values, values, scale=temperature)
+        modes = F.scaled_dot_product_attention(queries.float(), values, values, scale=temperature)
+        # rows of both sum to 1, so that the mixture's do, and its modes are the mixture of the two's
+        return modes if prior is None else share * modes + (1 - share) * (prior.float() @ values)
 
 
 def attention_map(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Return the attention weights softmax(τ Q Kᵀ) of :func:`mean_shift`, (batch, M, N), float32."""
-    return torch.softmax(temperature * queries.float() @ keys.float().transpose(1, 2), dim=-1)
+    with torch.autocast(queries.device.type, enabled=False):
+        return torch.softmax(temperature * queries.float() @ keys.float().transpose(1, 2), dim=-1)
+
+
+def sharp_attention_map(queries: Tensor, keys: Tensor, temperature: float, sharpness: float) -> Tensor:
+    """Return nearly even attention on the keys that get more than their row's mean, (batch, M, N), float32.
+
+    With A = softmax(τ Q Kᵀ): σ(sharpness · (A - 1/N)), its rows normalised to sum to 1.
+    """
+    attention = attention_map(queries, keys, temperature)
+    mask = torch.sigmoid(sharpness * (attention - 1 / keys.shape[1]))
+    return mask / mask.sum(-1, keepdim=True)
 
 
 def absolute_temperature(relative: float, width: int) -> float:

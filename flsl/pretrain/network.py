@@ -63,24 +63,41 @@ class FLSLNetwork(nn.Module):
         return StudentOutput(queries, flat_tokens, flat_modes, self.head(flat_modes))
 
     @torch.no_grad()
-    def targets(self, queries: list[Tensor], teacher_tokens: Tensor, tau_ca: float) -> Tensor:
+    def targets(
+        self,
+        queries: list[Tensor],
+        teacher_tokens: Tensor,
+        tau_ca: float,
+        priors: list[Tensor] | None = None,
+        share: float = 1.0,
+    ) -> Tensor:
         """Run the teacher's half: shift the student's queries to their modes in the teacher's view, project.
 
         Args:
             queries: of each group, (views × batch, M, C), view by view.
             teacher_tokens: (batch, N, C), the keys.
             tau_ca: τ of cross-attention, absolute.
+            priors: of each group, an earlier encoder's attention (views × batch, M, N), or None.
+            share: of the attention that is this network's own, where there are priors.
 
         Returns:
             The similarities to the prototypes, (tokens, K), in the order of :attr:`StudentOutput.tokens`.
         """
         batch, _, width = teacher_tokens.shape
         modes = []
-        for group in queries:
+        for number, group in enumerate(queries):
             views, count = len(group) // batch, group.shape[1]
-            # all views of an image share its keys, so that they are one row of queries: no copy of the keys a view
-            rows = group.detach().reshape(views, batch, count, width).transpose(0, 1).reshape(batch, -1, width)
-            found = mean_shift(rows, teacher_tokens, tau_ca)
+            prior = None if priors is None else _by_image(priors[number], batch)
+            found = mean_shift(_by_image(group.detach(), batch), teacher_tokens, tau_ca, prior, share)
             modes.append(found.reshape(batch, views, count, width).transpose(0, 1).reshape(-1, width))
         logits: Tensor = self.head(torch.cat(modes))
         return logits
+
+
+def _by_image(group: Tensor, batch: int) -> Tensor:
+    """Turn rows of views (views × batch, M, D), view by view, into rows of images (batch, views × M, D).
+
+    All views of an image share its keys, so that they are one row of queries: no copy of the keys a view.
+    """
+    _, count, width = group.shape
+    return group.reshape(-1, batch, count, width).transpose(0, 1).reshape(batch, -1, width)

@@ -26,6 +26,7 @@ class StepValues:
         tau_ca: of cross-attention, in the same units.
         intra_weight: υ.
         prototypes_frozen: whether the prototypes' gradient is dropped.
+        attention_share: of the run's own cross-attention where an earlier run's encoder is its prior.
     """
 
     learning_rate: float
@@ -36,6 +37,7 @@ class StepValues:
     tau_ca: float
     intra_weight: float
     prototypes_frozen: bool
+    attention_share: float
 
 
 def values_at(step: int, settings: PretrainSettings, steps_per_epoch: int) -> StepValues:
@@ -64,4 +66,5 @@ def values_at(step: int, settings: PretrainSettings, steps_per_epoch: int) -> St
         tau_ca=scheduled(settings.tau_ca),
         intra_weight=scheduled(settings.intra_weight),
         prototypes_frozen=step < settings.freeze_prototypes_epochs * steps_per_epoch,
+        attention_share=cosine(0.0, 1 - settings.prior.bias, step, steps),
     )

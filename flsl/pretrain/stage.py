@@ -9,14 +9,24 @@ from flsl.config.experiment import Experiment
 from flsl.data.images import ImageSet
 from flsl.data.manifest import MANIFEST, load_manifest
 from flsl.pretrain.online_knn import build_online_knn
+from flsl.pretrain.recipe import check_previous
 from flsl.pretrain.trainer import Job, pretrain
 from flsl.runtime.distributed import is_main_process
 
 
-def pretrain_folder(settings: Experiment, images: Path, out: Path, run: str) -> Mapping[str, float]:
+def pretrain_folder(
+    settings: Experiment, images: Path, out: Path, run: str, previous: Path | None = None
+) -> Mapping[str, float]:
     """Pretrain on the images of the folder ``images``, which ``flsl data check`` wrote, and fill the folder ``out``.
 
     To be called by every process that trains, in the environment that torchrun or SLURM makes.
+
+    Args:
+        settings: the resolved settings.
+        images: the checked images.
+        out: the stage's folder.
+        run: the run's name.
+        previous: the encoder of an earlier run, which becomes a prior of this one's cross-attention.
 
     Returns:
         The final figures; none on ranks other than the first.
@@ -25,6 +35,7 @@ def pretrain_folder(settings: Experiment, images: Path, out: Path, run: str) -> 
         UserError: as :func:`flsl.pretrain.trainer.pretrain`.
         Stopped: when a signal ended the training after it was saved.
     """
+    check_previous(settings.pretrain, previous)
     manifest = load_manifest(images)
     check = build_online_knn(images, settings.pretrain, settings.compute.workers) if is_main_process() else None
     job = Job(
@@ -34,7 +45,8 @@ def pretrain_folder(settings: Experiment, images: Path, out: Path, run: str) -> 
         data=manifest["content_sha256"],
         out=out,
         run=run,
-        inputs=[images / MANIFEST],
+        inputs=[images / MANIFEST, *([previous] if previous is not None else [])],
         online_knn=check,
+        previous=previous,
     )
     return pretrain(job, ImageSet.from_manifest(images, "train"))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from flsl.pretrain.network import FLSLNetwork
 from flsl.pretrain.objective import FLSLObjective
 from flsl.pretrain.online_knn import OnlineKnn
 from flsl.pretrain.optimiser import MovingAverage, build_optimiser, clip_by_tensor, set_rates
+from flsl.pretrain.previous import AttentionPrior
+from flsl.pretrain.recipe import recipe_of
 from flsl.pretrain.schedules import values_at
 from flsl.runtime import checkpoint, distributed
 from flsl.runtime.history import History, read_history
@@ -50,6 +53,7 @@ class Job:
         run: the run's name.
         inputs: files to name in the provenance.
         online_knn: the labelled images of the check, where there are any.
+        previous: the encoder of an earlier run, where this one is a later stage of it.
     """
 
     settings: PretrainSettings
@@ -60,11 +64,12 @@ class Job:
     run: str
     inputs: list[Path]
     online_knn: OnlineKnn | None = None
+    previous: Path | None = None
 
-    @property
+    @cached_property
     def recipe(self) -> dict[str, Any]:
         """All that the weights depend on."""
-        return {"pretrain": self.settings.plain(), "seed": self.seed, "data": self.data}
+        return recipe_of(self.settings, self.seed, self.data, self.previous)
 
 
 def pretrain(job: Job, images: Images) -> Mapping[str, float]:
@@ -108,6 +113,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     ).to(device)
     grid = settings.views.global_size // settings.encoder.patch_size
     health = Health(settings.prototypes, grid * grid).to(device)
+    prior = AttentionPrior.load(job.previous, settings, device) if job.previous is not None else None
     guard = LossGuard(_LOSSES, device)
     parts: dict[str, nn.Module] = {"student": student, "teacher": teacher, "objective": objective, "health": health}
 
@@ -158,8 +164,9 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
                     with autocast:
                         with torch.no_grad():
                             keys = teacher.encoder.forward_features(teacher_view)
+                            priors = None if prior is None else prior(views.crops(batch), batch.students)
                         output = model(student_views, batch.students, tau_sa)
-                        teacher_logits = teacher.targets(output.queries, keys, tau_ca)
+                        teacher_logits = teacher.targets(output.queries, keys, tau_ca, priors, values.attention_share)
                     loss, losses = objective(
                         output.tokens,
                         output.modes,

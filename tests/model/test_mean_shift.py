@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 
-from flsl.model.mean_shift import absolute_temperature, attention_map, mean_shift
+from flsl.model.mean_shift import absolute_temperature, attention_map, mean_shift, sharp_attention_map
 
 
 def by_definition(queries: np.ndarray, keys: np.ndarray, temperature: float) -> np.ndarray:
@@ -28,6 +28,24 @@ def test_equals_the_definition(batch: int, m: int, n: int, width: int, temperatu
     modes = mean_shift(torch.tensor(queries), torch.tensor(keys), temperature)
     assert modes.dtype == torch.float32
     np.testing.assert_allclose(modes.numpy(), by_definition(queries, keys, temperature), rtol=2e-4, atol=2e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(2, 7), st.floats(0, 1), st.floats(1, 1e4), st.integers(0, 9))
+def test_mixture_with_a_sharp_prior_equals_the_definition(
+    m: int, n: int, share: float, sharpness: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    queries, keys, others = (torch.tensor(rng.standard_normal((2, rows, 6))) for rows in (m, n, m))
+    prior = sharp_attention_map(others, keys, 0.5, sharpness)
+    attention = attention_map(others, keys, 0.5).double()
+    mask = torch.sigmoid(sharpness * (attention - attention.mean(-1, keepdim=True)))
+    np.testing.assert_allclose(prior, mask / mask.sum(-1, keepdim=True), atol=2e-3)
+    np.testing.assert_allclose(prior.sum(-1), 1, rtol=1e-5)
+    mixed = share * attention_map(queries, keys, 0.5) + (1 - share) * prior
+    mixed = mixed / mixed.sum(-1, keepdim=True)
+    modes = mean_shift(queries, keys, 0.5, prior, share)
+    np.testing.assert_allclose(modes, mixed @ keys.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_flow_to_queries_and_keys() -> None:

@@ -217,6 +217,46 @@ def test_accumulated_micro_batches_train(place: Path) -> None:
     assert json.loads((out / "metrics.json").read_text())["metrics"]["pretrain/steps"] == STEPS // EPOCHS
 
 
+def test_later_stage_is_resumed_bit_for_bit_shared_by_ranks_and_begun_anew_for_another_encoder(
+    place: Path, uninterrupted: Path
+) -> None:
+    previous = ("--previous", uninterrupted / "backbone.safetensors")
+    whole, killed, ranks = (place / name for name in ("later", "later-killed", "later-ranks"))
+    run_flsl(*pretrain(place, whole, "pretrain.accumulate=2"), *previous)
+    # the prior tells: without it the same settings end elsewhere
+    run_flsl(*pretrain(place, place / "first-stage", "pretrain.accumulate=2"))
+    assert not torch.equal(weights(whole)["norm.weight"], weights(place / "first-stage")["norm.weight"])
+    inputs = json.loads((whole / "metrics.json").read_text())["provenance"]["inputs"]
+    assert str(previous[1]) in inputs
+
+    arguments = [*pretrain(place, killed, "pretrain.accumulate=2"), *previous]
+    assert kill_at(command(*arguments), killed, 6, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert "going on after step" in run_flsl(*arguments).stderr
+    assert_same_run(killed, whole)
+
+    one = place / "later-one-rank"
+    run_flsl(*pretrain(place, one), *previous)
+    run_flsl(*pretrain(place, ranks), *previous, ranks=2)
+    ours, theirs = weights(ranks), weights(one)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=2e-4, rtol=2e-3)
+
+    message = run_flsl(*pretrain(place, ranks), "--previous", whole / "backbone.safetensors").stderr
+    assert "settings or data differ" in message
+
+
+def test_later_stage_without_the_earlier_encoder_is_refused(place: Path) -> None:
+    for arguments, words in (
+        (("pretrain.previous=first",), "pretrain.previous: is 'first'; name that run's encoder with --previous FILE"),
+        (("--previous", place / "nowhere.safetensors"), "nowhere.safetensors: no such file"),
+        (("--previous", place / "config.yaml"), "cannot be read as a checkpoint"),
+    ):
+        result = run_flsl(*pretrain(place, place / "refused"), *arguments, check=False)
+        assert result.returncode == 2
+        assert words in result.stderr.splitlines()[-1]
+        assert not (place / "refused").exists()
+
+
 def test_loss_that_is_not_finite_stops_and_overwrites_nothing(place: Path) -> None:
     out = place / "diverged"
     kill_at(command(*pretrain(place, out)), out, 3, signal.SIGTERM)

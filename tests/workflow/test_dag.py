@@ -1,5 +1,6 @@
 """The DAG: what runs, what reruns when, and what a failure leaves; on a tiny experiment that is really run once."""
 
+import json
 import os
 import re
 import shutil
@@ -144,6 +145,23 @@ def test_new_run_adds_its_own_jobs(finished: Path) -> None:
     }
 
 
+def test_later_stage_waits_for_the_earlier_run_and_reads_its_encoder(copied: Path) -> None:
+    # named before the run that it goes on from; a baseline may be gone on from as well
+    runs = {"later": {"pretrain.previous": "base"}, "base": {}, "other": {"pretrain.previous": "untrained"}}
+    config = changed(runs=runs)
+    assert planned(copied, config)["pretrain"] == 2
+    target = "results/tiny/runs/later/pretrain/metrics.json"
+    (copied / "results/tiny/runs/base/pretrain/backbone.safetensors").unlink()
+    result = snakemake(copied, target, config=config)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert output.index("Pretraining base") < output.index("Pretraining later")
+    inputs = json.loads((copied / target).read_text())["provenance"]["inputs"]
+    assert "results/tiny/runs/base/pretrain/backbone.safetensors" in inputs
+    # another earlier run, another later one
+    assert planned(copied, changed(runs=runs, pretrain={"learning_rate": 0.001}))["pretrain"] == 3
+
+
 def test_touched_files_rerun_nothing(copied: Path) -> None:
     for path in (copied / "scenes").rglob("*.*"):
         os.utime(path)
@@ -188,6 +206,14 @@ def test_failure_leaves_the_others_results_and_names_the_log(copied: Path) -> No
         ({"pretrian": {}}, "pretrian: unknown setting (did you mean 'pretrain'?)"),
         ({"data": {"images": None}}, "data.images: pretraining needs an image folder"),
         ({"runs": {"x": {"pretrain.lr": 1}}}, "runs.x: pretrain.lr: unknown setting"),
+        (
+            {"runs": {"a": {"pretrain.previous": "b"}, "b": {"pretrain.previous": "a"}}},
+            "runs.b: pretrain.previous: leads back to where it started, a -> b -> a; one of them must start from",
+        ),
+        (
+            {"runs": {"base": {}, "later": {"pretrain.previous": "bsae"}}},
+            "runs.later: pretrain.previous: no run or baseline 'bsae' (did you mean 'base'?)",
+        ),
     ],
 )
 def test_bad_config_is_told_before_anything_runs(tmp_path: Path, sections: dict[str, object], words: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from snakemake.exceptions import WorkflowError
 
+from flsl.config.chain import check_chains
 from flsl.config.experiment import Experiment
 from flsl.config.loading import check, compose, require_data, run_experiment
 from flsl.data.manifest import revision
@@ -45,6 +46,7 @@ try:
     EXPERIMENT = check(Experiment, compose(typed(config), SOURCE), str(SOURCE))
     require_data(EXPERIMENT)
     RESOLVED = {run: run_experiment(EXPERIMENT, run) for run in EXPERIMENT.runs}
+    check_chains(RESOLVED, EXPERIMENT.baselines)
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -87,6 +89,12 @@ def settings_of(*sections):
         return json.dumps({name: plain[name] for name in sections}, sort_keys=True)
 
     return of_run
+
+
+def previous_stage(wildcards):
+    """Return the encoder that a run's cross-attention has as its prior, where the run is a later stage of another."""
+    run = RESOLVED[wildcards.run].pretrain.previous
+    return {} if run is None else {"previous": project(f"runs/{run}/pretrain/backbone.safetensors")}
 
 
 def as_arguments(settings, prefix=""):

@@ -6,6 +6,7 @@
 # for it.
 rule pretrain:
     input:
+        unpack(previous_stage),
         images=project("data/images/manifest.json"),
     output:
         checkpoint=project("runs/{run}/pretrain/checkpoint.pth"),
@@ -34,13 +35,14 @@ rule pretrain:
     params:
         config=config_of_run,
         settings=settings_of("seed", "pretrain"),
+        previous=lambda wildcards, input: ["--previous", input.previous] if "previous" in input.keys() else [],
         images=subpath(input.images, parent=True),
         folder=subpath(output.metrics, parent=True),
     message:
         "Pretraining {wildcards.run}; its progress is in {log}"
     shell:
         "flsl {resources.command} --config {params.config:q} --name {wildcards.run:q} --images {params.images:q} "
-        "--out {params.folder:q} 2>&1 | tee -i {log:q}"
+        "{params.previous:q} --out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
 rule baseline:
