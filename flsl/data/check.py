@@ -66,7 +66,7 @@ def _findings(settings: KindSettings, listing: Listing, rows: list[Row]) -> Find
     """Run the check of the settings' kind; each is imported only for its own."""
     match settings:
         case ImageFolderSettings():
-            from flsl.data.images import check_images
+            from flsl.data.folder_check import check_images
 
             return check_images(settings, listing, rows)
         case CocoSettings():

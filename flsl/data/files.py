@@ -191,6 +191,11 @@ def shown(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def some(names: Sequence[str]) -> str:
+    """Return the first few names for a message."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
 _Task = tuple[Path, list[tuple[str, Holds]], bool]
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from flsl.config.pretrain import PretrainSettings
@@ -102,6 +102,7 @@ class FLSLViews:
 
     def __init__(self, settings: PretrainSettings, depth: int) -> None:
         self._settings = settings.views
+        self.teacher_size = settings.views.teacher_size
         self._window, self._sampling = settings.query_window, settings.query_sampling
         self._blur_scale = settings.views.teacher_size / _REFERENCE_SIZE
         views = settings.views
@@ -124,19 +125,20 @@ class FLSLViews:
         """Return the uniform numbers (draws,) of sample ``index`` in ``epoch``."""
         return np.random.default_rng((seed, epoch, index)).random(self.draws)
 
-    def crop(self, image: Image.Image, numbers: NDArray[np.float64]) -> Tensor:
-        """Make the teacher's crop (3, T, T), uint8, of an RGB image; the only pixel work of the CPU."""
+    def crop(self, image: Tensor, numbers: NDArray[np.float64]) -> Tensor:
+        """Make the teacher's crop (3, T, T), uint8, of an image (3, height, width); the only pixel work of the CPU."""
         scale = self._settings.teacher_scale
-        box = random_resized_boxes(numbers[None, :CROP_DRAWS], image.height, image.width, (scale[0], scale[1]))[0]
-        top, left, height, width = (int(number) for number in box)
-        size = self._settings.teacher_size
-        # cropped first: Pillow's own box argument lets the filter look beyond the crop
-        crop = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(crop)).permute(2, 0, 1).contiguous()
+        _, rows, columns = image.shape
+        box = random_resized_boxes(numbers[None, :CROP_DRAWS], rows, columns, (scale[0], scale[1]))[0]
+        top, left, height, width = box.tolist()
+        size = self.teacher_size
+        # on 8-bit tensors torch resizes in integers as Pillow does, equally on all CPUs and several times faster
+        crop = image[None, :, top : top + height, left : left + width]
+        return F.interpolate(crop, (size, size), mode="bicubic", antialias=True)[0]
 
     def batch(self, crops: Tensor, numbers: NDArray[np.float64]) -> Batch:
         """Turn crops (batch, 3, T, T) and numbers (batch, draws) into what the training step takes."""
-        size = self._settings.teacher_size
+        size = self.teacher_size
         at = CROP_DRAWS
         teacher = draw_photometric(numbers[:, at : at + PHOTOMETRIC_DRAWS], self._settings, self._blur_scale)
         at += PHOTOMETRIC_DRAWS

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -25,8 +24,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Image.Image:
-        """Return image ``index`` in mode RGB."""
+    def pixels(self, index: int, min_size: int) -> Tensor:
+        """Return image ``index`` (3, height, width), uint8; its short side may be reduced, to ``2 * min_size``."""
 
 
 class TeacherCrops(Dataset[Loaded]):
@@ -38,7 +37,7 @@ class TeacherCrops(Dataset[Loaded]):
     def __getitem__(self, key: Key) -> Loaded:
         epoch, index = key
         numbers = self._views.draw(self._seed, epoch, index)
-        return self._views.crop(self._images.load(index), numbers), numbers
+        return self._views.crop(self._images.pixels(index, self._views.teacher_size), numbers), numbers
 
 
 class Order(Sampler[list[Key]]):
