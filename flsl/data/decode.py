@@ -18,7 +18,7 @@ _WIDE_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _MAX_16_BITS = 65535
 
 
-def load_rgb(path: Path | str, min_size: int | None = None) -> Image.Image:
+def load_rgb(path: Path | str) -> Image.Image:
     """Read an image file as 8-bit RGB.
 
     Grayscale, palette, CMYK (Pillow undoes Adobe's inversion) and 1-bit images are converted; 16-bit samples are
@@ -28,20 +28,13 @@ def load_rgb(path: Path | str, min_size: int | None = None) -> Image.Image:
 
     Args:
         path: the file.
-        min_size: lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its scale as long as the shorter side keeps
-            at least ``2 * min_size`` pixels. libjpeg averages the pixels of a block for that, and a later antialiased
-            resize to ``min_size``, by two or more, hides the difference (some grey levels on average); large
-            photographs decode several times faster. None decodes at full scale.
 
     Raises:
         UserError: naming the file, when it cannot be read or decoded.
     """
     try:
         with Path(path).open("rb") as stream:
-            image = open_image(stream)
-            if min_size is not None:
-                image.draft("RGB", (2 * min_size, 2 * min_size))
-            return to_rgb(image)
+            return to_rgb(open_image(stream))
     except Exception as error:  # whatever a parser of damaged bytes may raise
         raise UserError(f"{path}: not a readable image: {reason(error)}") from error
 

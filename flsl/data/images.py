@@ -86,10 +86,10 @@ class ImageSet:
         """Return image ``index`` in mode RGB."""
         return load_rgb(self.path(index))
 
-    def pixels(self, index: int, min_size: int | None = None) -> Tensor:
-        """Return the pixels of image ``index``, (3, height, width), uint8, as :func:`decode_pixels` says."""
+    def pixels(self, index: int) -> Tensor:
+        """Return the pixels of image ``index``, (3, height, width), uint8."""
         path = self.path(index)
-        return decode_pixels(read_bytes(path), path, min_size)
+        return decode_pixels(read_bytes(path), path)
 
     @classmethod
     def from_manifest(cls, folder: Path | str, split: str, labelled: bool = False) -> ImageSet:

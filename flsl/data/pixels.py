@@ -36,7 +36,7 @@ def read_bytes(path: Path) -> NDArray[np.uint8]:
         raise UserError(f"{path}: not a readable image: {reason(error)}") from error
 
 
-def decode_pixels(data: NDArray[np.uint8], name: object, min_size: int | None = None) -> Tensor:
+def decode_pixels(data: NDArray[np.uint8], name: object) -> Tensor:
     """Return the pixels (3, height, width), uint8, that :func:`flsl.data.decode.load_rgb` would give.
 
     Usual JPEGs are decoded by simplejpeg; everything else, and what it refuses, by Pillow.
@@ -44,7 +44,6 @@ def decode_pixels(data: NDArray[np.uint8], name: object, min_size: int | None = 
     Args:
         data: the file's bytes.
         name: of the file, for messages.
-        min_size: as for :func:`flsl.data.decode.load_rgb`.
 
     Raises:
         UserError: naming the file, when it cannot be decoded.
@@ -52,10 +51,7 @@ def decode_pixels(data: NDArray[np.uint8], name: object, min_size: int | None = 
     try:
         # Pillow reads the header in any case: it knows more kinds, and refuses decompression bombs
         image = open_image(BytesIO(data.data))
-        size = image.size
-        if min_size is not None:
-            image.draft("RGB", (2 * min_size, 2 * min_size))
-        if decode_jpeg is not None and image.format == "JPEG" and image.mode == "RGB" and image.size == size:
+        if decode_jpeg is not None and image.format == "JPEG" and image.mode == "RGB":
             with suppress(ValueError):
                 return torch.from_numpy(decode_jpeg(data, "RGB")).permute(2, 0, 1)
         return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)

@@ -102,7 +102,6 @@ class FLSLViews:
 
     def __init__(self, settings: PretrainSettings, depth: int) -> None:
         self._settings = settings.views
-        self.teacher_size = settings.views.teacher_size
         self._window, self._sampling = settings.query_window, settings.query_sampling
         self._blur_scale = settings.views.teacher_size / _REFERENCE_SIZE
         views = settings.views
@@ -131,14 +130,14 @@ class FLSLViews:
         _, rows, columns = image.shape
         box = random_resized_boxes(numbers[None, :CROP_DRAWS], rows, columns, (scale[0], scale[1]))[0]
         top, left, height, width = box.tolist()
-        size = self.teacher_size
+        size = self._settings.teacher_size
         # on 8-bit tensors torch resizes in integers as Pillow does, equally on all CPUs and several times faster
         crop = image[None, :, top : top + height, left : left + width]
         return F.interpolate(crop, (size, size), mode="bicubic", antialias=True)[0]
 
     def batch(self, crops: Tensor, numbers: NDArray[np.float64]) -> Batch:
         """Turn crops (batch, 3, T, T) and numbers (batch, draws) into what the training step takes."""
-        size = self.teacher_size
+        size = self._settings.teacher_size
         at = CROP_DRAWS
         teacher = draw_photometric(numbers[:, at : at + PHOTOMETRIC_DRAWS], self._settings, self._blur_scale)
         at += PHOTOMETRIC_DRAWS

@@ -24,8 +24,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def pixels(self, index: int, min_size: int) -> Tensor:
-        """Return image ``index`` (3, height, width), uint8; its short side may be reduced, to ``2 * min_size``."""
+    def pixels(self, index: int) -> Tensor:
+        """Return image ``index`` (3, height, width), uint8."""
 
 
 class TeacherCrops(Dataset[Loaded]):
@@ -37,7 +37,7 @@ class TeacherCrops(Dataset[Loaded]):
     def __getitem__(self, key: Key) -> Loaded:
         epoch, index = key
         numbers = self._views.draw(self._seed, epoch, index)
-        return self._views.crop(self._images.pixels(index, self._views.teacher_size), numbers), numbers
+        return self._views.crop(self._images.pixels(index), numbers), numbers
 
 
 class Order(Sampler[list[Key]]):

@@ -23,8 +23,8 @@ def _photo(height: int, width: int) -> Image.Image:
     return Image.fromarray((waves * 60 + 128 + noise).clip(0, 255).astype(np.uint8))
 
 
-def _of_pillow(path: Path, min_size: int | None = None) -> torch.Tensor:
-    return torch.from_numpy(np.array(load_rgb(path, min_size))).permute(2, 0, 1)
+def _of_pillow(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(load_rgb(path))).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
@@ -48,15 +48,6 @@ def test_other_kinds_are_pillows(tmp_path: Path, mode: str, name: str) -> None:
     path = tmp_path / name
     _photo(40, 30).convert("L" if mode == "I;16" else mode).convert(mode).save(path)
     assert torch.equal(decode_pixels(read_bytes(path), path), _of_pillow(path))
-
-
-def test_large_photographs_are_reduced_while_decoding(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    _photo(450, 731).save(path, quality=92)
-    for min_size, expected in ((112, (225, 366)), (113, (450, 731)), (56, (113, 183))):
-        decoded = decode_pixels(read_bytes(path), path, min_size)
-        assert tuple(decoded.shape[1:]) == expected
-        assert torch.equal(decoded, _of_pillow(path, min_size))
 
 
 def test_without_simplejpeg_pillow_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
