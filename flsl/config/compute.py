@@ -18,6 +18,9 @@ class ComputeSettings(Settings):
     workers: int = Field(4, ge=0, description="Data loading processes a rank; 0 loads in the main process.")
     threads: int = Field(0, ge=0, description="CPU threads of PyTorch a rank; 0 leaves PyTorch's choice.")
     compile: bool = Field(False, description="Compile the training step with `torch.compile`.")
+    activation_checkpointing: bool = Field(
+        False, description="Compute the student's activations again in the backward pass: less memory, more time."
+    )
     log_every: Count = Field(
         50, description="Steps between two lines of `history.jsonl` (one fetch of the losses each)."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,32 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
-from flsl.data.views import FLSLViews
 from flsl.model.backbone import save_backbone, timm_metadata
-from flsl.model.mean_shift import absolute_temperature
-from flsl.model.vit import timm_arguments, use_plain_attention
-from flsl.pretrain.guard import LossGuard
-from flsl.pretrain.health import Health
+from flsl.model.vit import timm_arguments
 from flsl.pretrain.loader import Images, Order, build_loader
-from flsl.pretrain.network import FLSLNetwork
-from flsl.pretrain.objective import FLSLObjective
 from flsl.pretrain.online_knn import OnlineKnn
-from flsl.pretrain.optimiser import MovingAverage, build_optimiser, clip_by_tensor, set_rates
-from flsl.pretrain.previous import AttentionPrior
 from flsl.pretrain.recipe import recipe_of
 from flsl.pretrain.schedules import values_at
+from flsl.pretrain.step import LOSSES, TrainingStep
 from flsl.runtime import checkpoint, distributed
 from flsl.runtime.history import History, read_history
 from flsl.runtime.interrupt import Stopped, StopRequest
 from flsl.runtime.outputs import StageRecord, sha256_json
 from flsl.runtime.progress import bar, say
-
-_LOSSES = ("loss", "intra_view", "inter_view", "volume")
 
 
 @dataclass(frozen=True)
@@ -96,109 +84,42 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
         "pretrain", job.run, {"seed": job.seed, **settings.plain()}, job.inputs, distributed.describe(device)
     )
 
-    # the networks: equal weights on all ranks, and in student and teacher
+    # equal weights on all ranks
     torch.manual_seed(job.seed)
-    student = FLSLNetwork(settings, settings.encoder.drop_path).to(device)
-    teacher = FLSLNetwork(settings, drop_path=0.0).to(device)
-    if device.type == "cpu" and settings.precision == "bf16":
-        use_plain_attention(student.encoder)
-    average = MovingAverage(teacher, student)
-    optimiser = build_optimiser(student)
-    objective = FLSLObjective(
-        settings.prototypes,
-        inter_weight=settings.inter_weight,
-        volume_weight=settings.volume_weight,
-        student_temperature=settings.student_temperature,
-        center_momentum=settings.center_momentum if settings.centering else None,
-    ).to(device)
-    grid = settings.views.global_size // settings.encoder.patch_size
-    health = Health(settings.prototypes, grid * grid).to(device)
-    prior = AttentionPrior.load(job.previous, settings, device) if job.previous is not None else None
-    guard = LossGuard(_LOSSES, device)
-    parts: dict[str, nn.Module] = {"student": student, "teacher": teacher, "objective": objective, "health": health}
+    step = TrainingStep(settings, compute, device, job.previous)
 
     # where to go on
-    start, last_saved = _resume(job, process, parts, optimiser, guard)
+    start, last_saved = _resume(job, process, step)
     history = History(job.out / "history.jsonl", start) if process.is_main else None
-    views = FLSLViews(settings, depth=len(student.encoder.blocks))
     order = Order(len(images), settings.batch_size, settings.accumulate, settings.epochs, job.seed, process, start)
-    batches = iter(build_loader(images, views, job.seed, order, compute.workers))
+    batches = iter(build_loader(images, step.views, job.seed, order, compute.workers))
     steps = settings.epochs * order.steps_per_epoch
-    model: nn.Module = student
-    if process.world_size > 1:
-        # the head's batch norm keeps its own statistics equal on all ranks
-        model = DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
-    if compute.compile:
-        for block in (*student.encoder.blocks, *teacher.encoder.blocks):
-            block.compile()
-    width = student.encoder.embed_dim
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    student.train()
-    teacher.train()
 
-    def save(step: int) -> Path | None:
-        """Write the state after ``step`` steps, unless a loss was not finite."""
-        guard.check(last_saved)
+    def save(done: int) -> Path | None:
+        """Write the state after ``done`` steps, unless a loss was not finite."""
+        step.guard.check(last_saved)
         if history is None:
             return None
         history.sync()
-        state = _state(job, step, parts, optimiser, guard)
-        return checkpoint.save_step(job.out / "checkpoints", step, state, compute.checkpoints_kept)
+        return checkpoint.save_step(job.out / "checkpoints", done, _state(job, done, step), compute.checkpoints_kept)
 
     with StopRequest() as stop, bar("pretraining (steps)", steps, start, enabled=process.is_main) as shown:
         window_start, window_step, last_time = time.perf_counter(), start, time.perf_counter()
-        for step in range(start, steps):
-            values = values_at(step, settings, order.steps_per_epoch)
-            tau_sa, tau_ca = (absolute_temperature(tau, width) for tau in (values.tau_sa, values.tau_ca))
-            set_rates(optimiser, values.learning_rate, values.weight_decay)
-
+        for number in range(start, steps):
+            values = values_at(number, settings, order.steps_per_epoch)
             for micro in range(settings.accumulate):
                 crops, numbers = next(batches)
-                batch = views.batch(crops, numbers)
-                batch = (batch.pin_memory() if device.type == "cuda" else batch).to(device)
-                teacher_view, student_views = views(batch)
-                last_micro = micro == settings.accumulate - 1
-                unsynchronised = isinstance(model, DistributedDataParallel) and not last_micro
-                with model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
-                    with autocast:
-                        with torch.no_grad():
-                            keys = teacher.encoder.forward_features(teacher_view)
-                            priors = None if prior is None else prior(views.crops(batch), batch.students)
-                        output = model(student_views, batch.students, tau_sa)
-                        teacher_logits = teacher.targets(output.queries, keys, tau_ca, priors, values.attention_share)
-                    loss, losses = objective(
-                        output.tokens,
-                        output.modes,
-                        output.logits,
-                        teacher_logits,
-                        values.teacher_temperature,
-                        values.intra_weight,
-                    )
-                    (loss / settings.accumulate).backward()
-                guard.add(step, [loss, *(losses[name] for name in _LOSSES[1:])])
-                health.update(
-                    output.tokens,
-                    output.logits.detach(),
-                    teacher_logits,
-                    values.teacher_temperature,
-                    batch.students[0].queries,
-                )
-
-            if values.prototypes_frozen:
-                student.head.prototypes.grad = None
-            clip_by_tensor(trained, settings.clip)
-            optimiser.step()
-            optimiser.zero_grad()
-            average.update(values.momentum)
+                batch = step.views.batch(crops, numbers)
+                step.accumulate(batch, values, number, last=micro == settings.accumulate - 1)
+            step.update(values)
 
             # from here on, what people look at
-            done = step + 1
+            done = number + 1
             epoch_ends = done % order.steps_per_epoch == 0
             note = None
             if done % compute.log_every == 0 or done == steps:
-                figures = _means_over_ranks(guard.means(), device) | health.window()
-                guard.check(last_saved)
+                figures = _means_over_ranks(step.guard.means(), device) | step.health.window()
+                step.guard.check(last_saved)
                 seconds = time.perf_counter() - window_start
                 speed = settings.batch_size * (done - window_step) / seconds
                 window_start, window_step = time.perf_counter(), done
@@ -222,13 +143,13 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
                     f"perplexity {figures['perplexity']:.0f} {speed:.0f} images/s"
                 )
             if epoch_ends:
-                line = {"kind": "epoch", "step": done, "epoch": done // order.steps_per_epoch, **health.epoch()}
+                line = {"kind": "epoch", "step": done, "epoch": done // order.steps_per_epoch, **step.health.epoch()}
                 if (
                     _check_due(job, done // order.steps_per_epoch)
                     and job.online_knn is not None
                     and history is not None
                 ):
-                    line["online_knn"] = job.online_knn.accuracy(teacher.encoder, device)
+                    line["online_knn"] = job.online_knn.accuracy(step.teacher.encoder, device)
                 if history is not None:
                     history.write({**line, "time": datetime.now(UTC).isoformat(timespec="milliseconds")})
             signum = stop.agreed()
@@ -245,7 +166,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
 
     metrics: dict[str, float] = {}
     if process.is_main:
-        metrics = _finish(job, record, steps, parts, optimiser, guard)
+        metrics = _finish(job, record, steps, step)
     distributed.finish()
     return metrics
 
@@ -260,29 +181,21 @@ def _means_over_ranks(values: dict[str, float], device: torch.device) -> dict[st
     return dict(zip(values, means.tolist(), strict=True))
 
 
-def _state(
-    job: Job, step: int, parts: Mapping[str, nn.Module], optimiser: torch.optim.Optimizer, guard: LossGuard
-) -> dict[str, Any]:
+def _state(job: Job, done: int, step: TrainingStep) -> dict[str, Any]:
     """Return everything that a resumed run needs, as tensors and plain data."""
     name, arguments = timm_arguments(job.settings.encoder, job.settings.views.teacher_size)
     return {
-        "step": step,
+        "step": done,
         "recipe": job.recipe,
         "run": job.run,
         **timm_metadata(name, arguments),
-        **{part: module.state_dict() for part, module in parts.items()},
-        "optimiser": optimiser.state_dict(),
-        "losses": guard.sums,
+        **{part: module.state_dict() for part, module in step.parts.items()},
+        "optimiser": step.optimiser.state_dict(),
+        "losses": step.guard.sums,
     }
 
 
-def _resume(
-    job: Job,
-    process: distributed.Process,
-    parts: Mapping[str, nn.Module],
-    optimiser: torch.optim.Optimizer,
-    guard: LossGuard,
-) -> tuple[int, Path | None]:
+def _resume(job: Job, process: distributed.Process, step: TrainingStep) -> tuple[int, Path | None]:
     """Load the newest checkpoint of the same recipe; return its step and path, or 0 and None."""
     found = checkpoint.load_newest(job.out / "checkpoints")
     if found is None:
@@ -296,32 +209,24 @@ def _resume(
             kept = checkpoint.set_aside(job.out, names, f"superseded-{sha256_json(state.get('recipe'))[:8]}")
             say(f"settings or data differ from those of {path.name}: starting anew; the old files are in {kept}")
         return 0, None
-    for part, module in parts.items():
+    for part, module in step.parts.items():
         module.load_state_dict(state[part])
-    optimiser.load_state_dict(state["optimiser"])
-    guard.sums.copy_(state["losses"])
+    step.optimiser.load_state_dict(state["optimiser"])
+    step.guard.sums.copy_(state["losses"])
     if process.is_main:
         say(f"going on after step {state['step']} from {path}")
     return int(state["step"]), path
 
 
-def _finish(
-    job: Job,
-    record: StageRecord,
-    steps: int,
-    parts: Mapping[str, nn.Module],
-    optimiser: torch.optim.Optimizer,
-    guard: LossGuard,
-) -> dict[str, float]:
+def _finish(job: Job, record: StageRecord, steps: int, step: TrainingStep) -> dict[str, float]:
     """Write what the next stages read."""
-    checkpoint.save(job.out / "checkpoint.pth", _state(job, steps, parts, optimiser, guard))
+    checkpoint.save(job.out / "checkpoint.pth", _state(job, steps, step))
     name, arguments = timm_arguments(job.settings.encoder, job.settings.views.teacher_size)
-    teacher = parts["teacher"]
-    assert isinstance(teacher, FLSLNetwork)
-    save_backbone(job.out / "backbone.safetensors", teacher.encoder, name, arguments, run=job.run, step=str(steps))
+    encoder = step.teacher.encoder
+    save_backbone(job.out / "backbone.safetensors", encoder, name, arguments, run=job.run, step=str(steps))
     lines = read_history(job.out / "history.jsonl")
     last = {key: value for line in lines for key, value in line.items() if isinstance(value, int | float)}
-    wanted = (*_LOSSES, "perplexity", "prototypes_used", "teacher_entropy", "feature_variance", "position_information")
+    wanted = (*LOSSES, "perplexity", "prototypes_used", "teacher_entropy", "feature_variance", "position_information")
     metrics = {f"pretrain/{name}": float(last[name]) for name in (*wanted, "online_knn") if name in last}
     speeds = sorted(line["images_per_second"] for line in lines if "images_per_second" in line)
     metrics["pretrain/images_per_second"] = float(speeds[len(speeds) // 2])

@@ -1,0 +1,100 @@
+"""The training step against its literal form, and the ways to compute it against each other."""
+
+import numpy as np
+import pytest
+import torch
+from literal_step import LiteralStep, single_views
+from live_bytes import LiveBytes
+
+from flsl.config.compute import ComputeSettings
+from flsl.config.pretrain import EncoderSettings, HeadSettings, PretrainSettings, ViewSettings
+from flsl.data.views import Batch
+from flsl.pretrain.schedules import StepValues, values_at
+from flsl.pretrain.step import TrainingStep
+
+CPU = torch.device("cpu")
+SETTINGS = PretrainSettings(
+    encoder=EncoderSettings(name="vit_tiny_patch16_224", patch_size=8, width=32, depth=3, heads=2, drop_path=0.3),
+    views=ViewSettings(teacher_size=32, global_size=32, local_size=16),
+    head=HeadSettings(hidden=16, bottleneck=8),
+    prototypes=12,
+    batch_size=4,
+    epochs=2,
+    learning_rate=0.5,
+    momentum=0.9,
+    freeze_prototypes_epochs=0.5,
+    clip=0.05,
+    precision="float32",
+)
+STEPS_PER_EPOCH = 4
+
+
+def with_equal_weights(one: TrainingStep, other: TrainingStep | LiteralStep) -> None:
+    other.student.load_state_dict(one.student.state_dict())
+    other.teacher.load_state_dict(one.teacher.state_dict())
+
+
+def batch_of(step: TrainingStep, number: int) -> tuple[Batch, StepValues]:
+    count = SETTINGS.batch_size
+    numbers = np.stack([step.views.draw(0, number, index) for index in range(count)])
+    crops = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+    return step.views.batch(crops, numbers), values_at(number, SETTINGS, STEPS_PER_EPOCH)
+
+
+def test_whole_trainings_equal_the_literal_one() -> None:
+    torch.manual_seed(0)
+    ours = TrainingStep(SETTINGS, ComputeSettings(), CPU)
+    literal = LiteralStep(SETTINGS, CPU)
+    with_equal_weights(ours, literal)
+    for number in range(2 * STEPS_PER_EPOCH):
+        batch, values = batch_of(ours, number)
+        teacher_view, students = ours.views(batch)
+        loss = ours.accumulate(batch, values, number)
+        ours.update(values)
+        wanted = literal.step(teacher_view, single_views(students, batch.students, len(teacher_view)), values)
+        assert float(loss) == pytest.approx(wanted, rel=2e-4)
+    for network, other in ((ours.student, literal.student), (ours.teacher, literal.teacher)):
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(value, other.state_dict()[name], atol=2e-4, rtol=2e-3)
+
+
+def test_bf16_loss_equals_the_literal_one_to_its_precision() -> None:
+    ours = TrainingStep(SETTINGS.model_copy(update={"precision": "bf16"}), ComputeSettings(), CPU)
+    literal = LiteralStep(SETTINGS, CPU)
+    with_equal_weights(ours, literal)
+    batch, values = batch_of(ours, 0)
+    teacher_view, students = ours.views(batch)
+    wanted = literal.step(teacher_view, single_views(students, batch.students, len(teacher_view)), values)
+    assert float(ours.accumulate(batch, values, 0)) == pytest.approx(wanted, rel=2e-2)
+
+
+def test_recomputing_activations_changes_nothing_but_memory() -> None:
+    deep = SETTINGS.model_copy(update={"encoder": SETTINGS.encoder.model_copy(update={"depth": 8})})
+    gradients, peaks = [], []
+    for recomputed in (False, True):
+        torch.manual_seed(0)
+        step = TrainingStep(deep, ComputeSettings(activation_checkpointing=recomputed), CPU)
+        batch, values = batch_of(step, 3)
+        with LiveBytes() as live:
+            loss = step.accumulate(batch, values, 3)
+        gradients.append([loss, *(p.grad for p in step.student.parameters() if p.requires_grad)])
+        peaks.append(live.peak)
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    assert peaks[1] < 0.7 * peaks[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nothing_in_a_step_waits_for_the_gpu(compiled: bool) -> None:
+    settings = SETTINGS.model_copy(update={"precision": "bf16"})
+    step = TrainingStep(settings, ComputeSettings(compile=compiled), torch.device("cuda"))
+    for number in range(3):
+        batch, values = batch_of(step, number)
+        batch = batch.pin_memory()
+        # the first steps make what is kept on the device, and compile
+        torch.cuda.set_sync_debug_mode("error" if number == 2 else "default")
+        try:
+            step.accumulate(batch, values, number)
+            step.update(values)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
