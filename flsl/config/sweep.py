@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from flsl.config.ablation import AblationSettings
@@ -129,6 +129,28 @@ def resolve(experiment: Experiment, changes: Mapping[str, Any], source: str) -> 
     return check(Experiment, data, source)
 
 
+def record(whole: Plan, name: str) -> dict[str, Any]:
+    """Return an ablation as plain data: what its table is made from, and what stands in ``ablation.json``.
+
+    Besides what the config says, each point has its run and, by stage, the run that makes the stage (``made_by``).
+    """
+    ablation = whole.ablations[name]
+
+    def made_by(run: PlannedRun) -> dict[str, str]:
+        stages = [PRETRAIN, *([FEATURES] if "knn" in ablation.stages else []), *ablation.stages]
+        return {stage: run.shares.get(stage, run.name) for stage in stages}
+
+    return {
+        "name": name,
+        "caption": ablation.settings.caption,
+        "categorical": ablation.settings.categorical,
+        "axes": ablation.axes,
+        "shared": ablation.settings.shared,
+        "stages": ablation.stages,
+        "points": [{**asdict(point), "made_by": made_by(whole.runs[point.run])} for point in ablation.points],
+    }
+
+
 class _Planner:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
@@ -147,7 +169,9 @@ class _Planner:
             queue += self._share(run)
         for run in self._runs.values():
             stages = [stage for stage in get_args(Stage) if stage in run.stages]
-            run.settings = run.settings.model_copy(update={"stages": stages})
+            # the resolved config says what was resolved, for those who read it beside other runs'
+            runs = {**self._experiment.runs, run.name: dict(run.changes)}
+            run.settings = run.settings.model_copy(update={"stages": stages, "runs": runs})
         return Plan(self._runs, ablations)
 
     def _add(self, name: str, settings: Experiment) -> PlannedRun:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,21 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flsl.report.drawing import COLOURS, figure_files
 from flsl.report.tables import best, check_some, headlines, more_is_better, reference
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.history import read_history
-from flsl.runtime.outputs import atomic
 from flsl.runtime.progress import warn
 from flsl.runtime.results import HISTORY, PRETRAIN, Project, Run, is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale on white
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINES = ("-", "--", ":", "-.")
-_DISTINCT = len(_COLOURS) * len(_LINES)
+_DISTINCT = len(COLOURS) * len(_LINES)
 _POINTS = 100
 _PANELS = (
     (("loss",), "loss", "nats, weighted sum"),
@@ -77,7 +73,7 @@ def plot_curves(project: Project, outputs: Sequence[Path], names: Sequence[str] 
     lines = math.ceil(len(panels) / columns)
     keyed = len(shown) if 1 < len(shown) <= _DISTINCT else 0
     by_epoch = all(is_number(rows[0].get("epoch")) for rows in histories.values())
-    with _figure((3.5 * columns, 2.4 * lines + 0.25 * math.ceil(keyed / 6) + 0.6), outputs) as figure:
+    with figure_files((3.5 * columns, 2.4 * lines + 0.25 * math.ceil(keyed / 6) + 0.6), outputs) as figure:
         one = f", run {shown[0]}" if len(shown) == 1 else ""
         figure.suptitle(f"FLSL pretraining: {project.name}{one}", fontsize=12)
         axes = figure.subplots(lines, columns, squeeze=False)
@@ -113,7 +109,7 @@ def plot_bars(project: Project, outputs: Sequence[Path]) -> None:
     base = reference(project)
     lines = 1 if len(runs) > 12 else math.ceil(len(heads) / 4)
     columns = math.ceil(len(heads) / lines)
-    with _figure((3.6 * columns + 1, (0.3 * len(runs) + 1.0) * lines + 0.8), outputs) as figure:
+    with figure_files((3.6 * columns + 1, (0.3 * len(runs) + 1.0) * lines + 0.8), outputs) as figure:
         figure.suptitle(f"Headline figures: {project.name}", fontsize=12)
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True, gridspec_kw={"wspace": 0.12})
         for axis, head in zip(axes.flat, heads, strict=False):
@@ -130,7 +126,7 @@ def plot_bars(project: Project, outputs: Sequence[Path]) -> None:
 def _nothing(outputs: Sequence[Path], reason: str) -> None:
     """Say on the figure that there is nothing to draw: a project without is no mistake."""
     warn(f"{reason}: the figure is empty")
-    with _figure((6, 1.5), outputs) as figure:
+    with figure_files((6, 1.5), outputs) as figure:
         figure.text(0.5, 0.5, reason, ha="center", va="center")
 
 
@@ -153,7 +149,7 @@ def _bars(axis: Axes, runs: list[Run], metric: str, base: Run | None) -> None:
         range(len(runs)),
         [value or 0.0 for value in values],
         height=0.7,
-        color=["#BBBBBB" if run.baseline else _COLOURS[0] for run in runs],
+        color=["#BBBBBB" if run.baseline else COLOURS[0] for run in runs],
         hatch=["////" if run.baseline else "" for run in runs],
         edgecolor="white",
     )
@@ -182,8 +178,8 @@ def _bars(axis: Axes, runs: list[Run], metric: str, base: Run | None) -> None:
 def _style(place: int, count: int) -> dict[str, Any]:
     """Return a run's colour and line; more runs than these tell apart go from dark to light."""
     if count <= _DISTINCT:
-        colour: Any = _COLOURS[place % len(_COLOURS)]
-        return {"color": colour, "linestyle": _LINES[place // len(_COLOURS)], "linewidth": 1.4}
+        colour: Any = COLOURS[place % len(COLOURS)]
+        return {"color": colour, "linestyle": _LINES[place // len(COLOURS)], "linewidth": 1.4}
     import matplotlib as mpl
 
     return {"color": mpl.colormaps["viridis"](place / (count - 1)), "linestyle": "-", "linewidth": 0.8}
@@ -213,25 +209,3 @@ def _curve(rows: list[dict[str, Any]], keys: Sequence[str]) -> Curve | None:
             means = np.stack([points[start : start + length].mean(0) for start in range(0, len(points), length)])
             return Curve(means[:, 0], means[:, 1])
     return None
-
-
-@contextmanager
-def _figure(size: tuple[float, float], outputs: Sequence[Path]) -> Iterator[Figure]:
-    """Give a figure to draw on, and write it to ``outputs`` when the body is done."""
-    for path in outputs:
-        if path.suffix not in (".png", ".svg", ".pdf"):
-            raise UserError(f"--out: {path} is of no known kind; its name should end in .png, .svg or .pdf")
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib.figure import Figure
-
-    # equal results give equal files
-    with mpl.rc_context({"svg.hashsalt": "flsl", "svg.fonttype": "none"}):
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure
-        for path in outputs:
-            kind = path.suffix[1:]
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
-            with atomic(path) as temporary:
-                figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)

@@ -13,7 +13,8 @@ from snakemake.exceptions import WorkflowError
 
 from flsl.config.chain import check_chains
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, compose, require_data, run_experiment
+from flsl.config.loading import check, compose, require_data
+from flsl.config.sweep import plan, record, resolve
 from flsl.data.manifest import revision
 from flsl.data.scenes.davis import splits as made_splits
 from flsl.runtime.errors import UserError
@@ -45,12 +46,14 @@ def typed(value):
 try:
     EXPERIMENT = check(Experiment, compose(typed(config), SOURCE), str(SOURCE))
     require_data(EXPERIMENT)
-    RESOLVED = {run: run_experiment(EXPERIMENT, run) for run in EXPERIMENT.runs}
+    PLAN = plan(EXPERIMENT)
+    RESOLVED = {name: run.settings for name, run in PLAN.runs.items()}
     check_chains(RESOLVED, EXPERIMENT.baselines)
+    RESOLVED |= dict.fromkeys(EXPERIMENT.baselines, resolve(EXPERIMENT, {}, "baselines"))
 except UserError as error:
     raise WorkflowError(str(error))
 
-RUNS = list(EXPERIMENT.runs)
+RUNS = list(PLAN.runs)
 BASELINES = list(EXPERIMENT.baselines)
 
 
@@ -73,11 +76,20 @@ def config_of_run(wildcards):
 
 
 def write_configs():
-    """Write the resolved settings of every run, before any job starts."""
-    for run in RUNS + BASELINES:
-        path = Path(project(f"runs/{run}/config.yaml"))
-        text = yaml.safe_dump(RESOLVED.get(run, EXPERIMENT).plain(), sort_keys=False, allow_unicode=True)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+    """Write the resolved settings of every run, and what the ablations consist of, before any job starts."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    texts = {
+        project(f"runs/{run}/config.yaml"): yaml.dump(
+            settings.plain(), Dumper=dumper, sort_keys=False, allow_unicode=True
+        )
+        for run, settings in RESOLVED.items()
+    }
+    texts |= {
+        project(f"ablations/{name}/ablation.json"): json.dumps(record(PLAN, name), indent=2, ensure_ascii=False)
+        for name in PLAN.ablations
+    }
+    for path, text in texts.items():
+        if not Path(path).exists() or Path(path).read_text(encoding="utf-8") != text:
             write_text(path, text)
 
 
@@ -85,7 +97,7 @@ def settings_of(*sections):
     """Return a params function: those sections of the run's settings as JSON, so that no others trigger a rerun."""
 
     def of_run(wildcards):
-        plain = RESOLVED.get(wildcards.run, EXPERIMENT).plain()
+        plain = RESOLVED[wildcards.run].plain()
         return json.dumps({name: plain[name] for name in sections}, sort_keys=True)
 
     return of_run
@@ -170,20 +182,23 @@ def dataset_revision(dataset):
     return revision(getattr(EXPERIMENT.data, dataset), project(f"data/{dataset}"))
 
 
+def metrics_of(runs):
+    """Return the figure files of some runs and baselines."""
+    return [
+        project(f"runs/{run}/{stage}/metrics.json") for run in runs for stage in ("pretrain", *RESOLVED[run].stages)
+    ]
+
+
 def all_metrics(wildcards=None):
     """Return every figure file of the project."""
-    return [
-        project(f"runs/{run}/{stage}/metrics.json")
-        for run in RUNS + BASELINES
-        for stage in ("pretrain", *EXPERIMENT.stages)
-    ]
+    return metrics_of(RUNS + BASELINES)
 
 
 def detection_params(stage):
     """Return a params function: what the stage's figures depend on, as JSON, so that no other setting reruns it."""
 
     def of_run(wildcards):
-        experiment = RESOLVED.get(wildcards.run, EXPERIMENT)
+        experiment = RESOLVED[wildcards.run]
         detection = experiment.detection.plain()
         chosen = {name: detection[name] for name in ("engine", "model", stage)}
         return json.dumps({"seed": experiment.seed, **chosen}, sort_keys=True)
@@ -194,7 +209,7 @@ def detection_params(stage):
 @cache
 def davis_parts(run):
     """Return the sequences of each job by the job's name; one job takes the whole split while its list is not there."""
-    settings, data = RESOLVED.get(run, EXPERIMENT).davis, EXPERIMENT.data
+    settings, data = RESOLVED[run].davis, EXPERIMENT.data
     if data.davis is None:
         return {}
     root = Path(data.davis.root)
@@ -220,7 +235,7 @@ def davis_protocol(*names):
     """Return a params function: the run's protocol as JSON, or only the settings of it with these names."""
 
     def of_run(wildcards):
-        protocol = RESOLVED.get(wildcards.run, EXPERIMENT).davis.protocol()
+        protocol = RESOLVED[wildcards.run].davis.protocol()
         chosen = {name: protocol[name] for name in names} if names else protocol
         return json.dumps(chosen, sort_keys=True)
 

@@ -21,6 +21,8 @@ rule coco:
         log_of("coco"),
     benchmark:
         project("benchmarks/{run}/coco.tsv")
+    wildcard_constraints:
+        run=makers("coco"),
     conda:
         DETECTION_ENV
     threads: 8
@@ -57,6 +59,8 @@ rule uavdt:
         log_of("uavdt"),
     benchmark:
         project("benchmarks/{run}/uavdt.tsv")
+    wildcard_constraints:
+        run=makers("uavdt"),
     conda:
         DETECTION_ENV
     threads: 8

@@ -22,7 +22,7 @@ rule pretrain:
     benchmark:
         project("benchmarks/{run}/pretrain.tsv")
     wildcard_constraints:
-        run=alternatives(RUNS),
+        run=alternatives(set(RUNS) - set(sharers("pretrain"))),
     localrule: SUBMITS != "none"
     conda:
         "../../envs/flsl.yaml"

@@ -13,6 +13,8 @@ rule features:
         log_of("features"),
     benchmark:
         project("benchmarks/{run}/features.tsv")
+    wildcard_constraints:
+        run=makers("features"),
     conda:
         "../../envs/flsl.yaml"
     threads: 8
@@ -47,6 +49,8 @@ rule knn:
         log_of("knn"),
     benchmark:
         project("benchmarks/{run}/knn.tsv")
+    wildcard_constraints:
+        run=makers("knn"),
     conda:
         "../../envs/flsl.yaml"
     threads: 8
@@ -81,6 +85,8 @@ rule linear:
         log_of("linear"),
     benchmark:
         project("benchmarks/{run}/linear.tsv")
+    wildcard_constraints:
+        run=makers("linear"),
     conda:
         "../../envs/flsl.yaml"
     threads: 8
@@ -115,6 +121,8 @@ rule aligned_knn:
         log_of("aligned_knn"),
     benchmark:
         project("benchmarks/{run}/aligned_knn.tsv")
+    wildcard_constraints:
+        run=makers("aligned_knn"),
     conda:
         "../../envs/flsl.yaml"
     threads: 8

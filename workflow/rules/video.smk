@@ -13,6 +13,7 @@ rule davis_propagate:
     benchmark:
         project("benchmarks/{run}/davis/{part}.tsv")
     wildcard_constraints:
+        run=makers("davis"),
         part=alternatives({part for run in RUNS + BASELINES for part in davis_parts(run)}),
     # a job that failed for a passing reason goes on with the sequences that it has not made yet
     retries: 1
@@ -61,6 +62,8 @@ rule davis_evaluate:
         log_of("davis"),
     benchmark:
         project("benchmarks/{run}/davis.tsv")
+    wildcard_constraints:
+        run=makers("davis"),
     conda:
         "../../envs/flsl.yaml"
     threads: 8
