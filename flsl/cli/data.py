@@ -1,20 +1,22 @@
-"""``flsl data …``: the made scenes, and checking real data sets."""
+"""``flsl data …``: the made scenes, checking real data sets, and packing them."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from flsl.cli.common import Commands, command, config_arguments, experiment
 
 
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
-    parser = commands.add_parser("data", help="Make the demo's data; check data sets.")
+    parser = commands.add_parser("data", help="Make the demo's data; check and pack data sets.")
     sub = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
     _add_scenes(sub)
     _add_check(sub)
+    _add_pack(sub)
 
 
 def _add_scenes(sub: Commands) -> None:
@@ -89,6 +91,8 @@ def _add_kind(kinds: Commands, kind: str, what: str) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     from flsl.data.check import check_data, summary
+    from flsl.data.pack import PACK
+    from flsl.data.packing import pack_images
     from flsl.runtime.errors import UserError
     from flsl.runtime.progress import warn
 
@@ -108,3 +112,42 @@ def _check(args: argparse.Namespace) -> None:
     for entry in manifest["quarantined"]["first"]:
         warn(f"quarantined {entry['path']}: {entry['reason']}")
     print(f"{args.out / 'manifest.json'}: {'written' if written else 'unchanged'}")
+    if args.kind == "images":
+        if settings.pack is None:
+            (args.out / PACK).unlink(missing_ok=True)
+        else:
+            _report_pack(Path(settings.pack), pack_images(args.out, Path(settings.pack)))
+
+
+def _add_pack(sub: Commands) -> None:
+    """Add ``flsl data pack``."""
+    parser = command(
+        sub,
+        "pack",
+        _pack,
+        "Copy a checked image folder into a few large files.",
+        """
+
+For file systems that are slow to open many files. The tar files hold the usable images as they are; whoever reads the
+manifest in DIR reads them from there from now on, in the same order and to the same results. Killed? Start it again.
+With the setting data.images.pack, `flsl data check` does the same; without it, the next check goes back to the
+folder.""",
+    )
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder that `flsl data check` wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="PACK", help="folder to write the tar files into")
+    parser.add_argument("--shard-mb", type=int, default=1024, metavar="N", help="size of a tar file (default: 1024)")
+
+
+def _pack(args: argparse.Namespace) -> None:
+    from flsl.data.packing import pack_images
+    from flsl.runtime.errors import UserError
+
+    if args.shard_mb < 1:
+        raise UserError(f"--shard-mb: {args.shard_mb}; a number of megabytes from 1 on is expected")
+    _report_pack(args.out, pack_images(args.images, args.out, args.shard_mb))
+
+
+def _report_pack(folder: Path, pack: dict[str, Any]) -> None:
+    for split, found in pack["splits"].items():
+        size = sum(shard["bytes"] for shard in found["shards"]) / 2**20
+        print(f"{folder}: {found['images']} images of {split} in {len(found['shards'])} file(s), {size:.1f} MiB")

@@ -23,6 +23,12 @@ class ImageFolderSettings(Settings):
         description="Boxes for the aligned k-NN below `root`: a folder of PASCAL VOC XML files as ImageNet's, "
         "or one CSV file `path,x0,y0,x1,y1`.",
     )
+    pack: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder for a copy of the images in a few large tar files, which the check makes and all stages "
+        "read, to the same results: for file systems that are slow to open many files; null: no copy.",
+    )
     watch: Watch = Field(
         "files",
         description="How the workflow notices changed files: `files` looks at each file's size and time, "

@@ -34,9 +34,21 @@ def load_rgb(path: Path | str) -> Image.Image:
     """
     try:
         with Path(path).open("rb") as stream:
-            return to_rgb(open_image(stream))
-    except Exception as error:  # whatever a parser of damaged bytes may raise
+            return decode_rgb(stream, path)
+    except OSError as error:
         raise UserError(f"{path}: not a readable image: {reason(error)}") from error
+
+
+def decode_rgb(stream: IO[bytes], name: object) -> Image.Image:
+    """Decode an image file that is open or in memory, as :func:`load_rgb` does; ``name`` is for messages.
+
+    Raises:
+        UserError: when it cannot be decoded.
+    """
+    try:
+        return to_rgb(open_image(stream))
+    except Exception as error:  # whatever a parser of damaged bytes may raise
+        raise UserError(f"{name}: not a readable image: {reason(error)}") from error
 
 
 def open_image(stream: IO[bytes]) -> Image.Image:

@@ -64,9 +64,14 @@ def content_sha256(rows: Iterable[Row]) -> str:
     """Return the SHA-256 of the paths and digests of ``rows``, which are sorted by path: times do not matter."""
     state = hashlib.sha256()
     for row in rows:
-        # a path holds no NUL and a digest has a fixed length, so that no two lists of files read the same
-        state.update(os.fsencode(row.path) + b"\0" + row.digest.encode() + b"\n")
+        add_content(state, row)
     return state.hexdigest()
+
+
+def add_content(state: hashlib._Hash, row: Row) -> None:
+    """Add a row to the hash of :func:`content_sha256`."""
+    # a path holds no NUL and a digest has a fixed length, so that no two lists of files read the same
+    state.update(os.fsencode(row.path) + b"\0" + row.digest.encode() + b"\n")
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -49,7 +49,7 @@ def describe(
     return {
         "kind": KINDS[type(settings)],
         "root": settings.root,
-        "settings": {name: value for name, value in settings.plain().items() if name not in ("root", "watch")},
+        "settings": {name: value for name, value in settings.plain().items() if name not in ("root", "pack", "watch")},
         "revision": revision,
         "content_sha256": content_sha256(rows),
         "files": len(rows),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import overload
 
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from flsl.config.data import ImageFolderSettings
 from flsl.data.boxes import read_boxes
-from flsl.data.decode import load_rgb
-from flsl.data.files import FILES, read_rows, some
+from flsl.data.decode import decode_rgb, load_rgb
+from flsl.data.files import FILES, add_content, read_rows, some
 from flsl.data.listing import list_files
 from flsl.data.manifest import MANIFEST, load_manifest
+from flsl.data.pack import Pack, named_pack
 from flsl.data.pixels import decode_pixels, read_bytes
 from flsl.runtime.errors import UserError
 
@@ -67,6 +70,7 @@ class ImageSet:
         paths: the images below ``root``.
         labels: int64 (images,): index into ``class_names``; -1 for an image in no class folder.
         class_names: sorted; from a manifest the same for both splits, so that equal labels mean equal classes.
+        pack: where the images are read instead of from their folder, if anywhere.
     """
 
     root: Path
@@ -74,6 +78,7 @@ class ImageSet:
     paths: Strings
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
+    pack: Pack | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,16 +89,17 @@ class ImageSet:
 
     def load(self, index: int) -> Image.Image:
         """Return image ``index`` in mode RGB."""
-        return load_rgb(self.path(index))
+        path = self.path(index)
+        return load_rgb(path) if self.pack is None else decode_rgb(BytesIO(self.pack.read(index).data), path)
 
     def pixels(self, index: int) -> Tensor:
-        """Return the pixels of image ``index``, (3, height, width), uint8."""
+        """Return the pixels of image ``index``, (3, height, width), uint8: those of :meth:`load`, faster."""
         path = self.path(index)
-        return decode_pixels(read_bytes(path), path)
+        return decode_pixels(read_bytes(path) if self.pack is None else self.pack.read(index), path)
 
     @classmethod
     def from_manifest(cls, folder: Path | str, split: str, labelled: bool = False) -> ImageSet:
-        """Take the images that ``flsl data check`` found usable.
+        """Take the images that ``flsl data check`` found usable, from their pack where ``flsl data pack`` named one.
 
         Args:
             folder: holds ``manifest.json`` and ``files.csv``.
@@ -102,7 +108,7 @@ class ImageSet:
 
         Raises:
             UserError: when there is no such manifest or split, or, if ``labelled``, when an image is in no class folder
-                or ``val`` has a class that ``train`` lacks.
+                or ``val`` has a class that ``train`` lacks, or when the pack is not whole or holds other images.
         """
         folder = Path(folder)
         manifest = load_manifest(folder)
@@ -112,6 +118,8 @@ class ImageSet:
         name = next((name for name in folders if split in (name, folders[name])), None)
         if name is None:
             raise UserError(f"{folder / MANIFEST}: has no split '{split}'; there are {', '.join(folders)}")
+        pack_folder = named_pack(folder)
+        content = hashlib.sha256()
         found: list[tuple[str, str]] = []
         classes: dict[str, dict[str, str]] = {"train": {}, "val": {}}
         count = 0
@@ -122,13 +130,16 @@ class ImageSet:
                 class_name = classes[row.split].setdefault(row.class_name, row.class_name)
                 if row.split == name:
                     found.append((row.path, class_name))
+                    if pack_folder is not None:
+                        add_content(content, row)
         if count != manifest["files"]:
             raise UserError(
                 f"{folder / FILES}: {count} files, but {MANIFEST} says {manifest['files']}; check them again"
             )
         if labelled:
             _require_labels(folder / MANIFEST, classes)
-        return cls._of(Path(manifest["root"]), name, found, set().union(*classes.values()))
+        pack = None if pack_folder is None else Pack(pack_folder, name, content.hexdigest())
+        return cls._of(Path(manifest["root"]), name, found, set().union(*classes.values()), pack)
 
     @classmethod
     def scan(cls, root: Path | str, split: str) -> ImageSet:
@@ -148,11 +159,13 @@ class ImageSet:
         return cls._of(Path(root), split, found, {name for _, name in found})
 
     @classmethod
-    def _of(cls, root: Path, split: str, found: Sequence[tuple[str, str]], classes: set[str]) -> ImageSet:
+    def _of(
+        cls, root: Path, split: str, found: Sequence[tuple[str, str]], classes: set[str], pack: Pack | None = None
+    ) -> ImageSet:
         class_names = tuple(sorted(classes - {""}))
         index = {"": -1} | {name: label for label, name in enumerate(class_names)}
         labels = np.fromiter((index[name] for _, name in found), dtype=np.int64, count=len(found))
-        return cls(root, split, Strings(path for path, _ in found), labels, class_names)
+        return cls(root, split, Strings(path for path, _ in found), labels, class_names, pack)
 
 
 def _require_labels(manifest: Path, classes: Mapping[str, Iterable[str]]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flsl.data.crops import CROP_DRAWS, random_resized_boxes
-from flsl.data.images import ImageSet, load_rgb
+from flsl.data.images import ImageSet
 from flsl.runtime.errors import UserError
 
 Key: TypeAlias = tuple[int, int]
@@ -109,7 +109,7 @@ class _Images(Dataset[Any]):
 
     def __getitems__(self, keys: list[Key]) -> Any:
         try:
-            samples = [self._make(load_rgb(self._images.path(index)), (epoch, index)) for epoch, index in keys]
+            samples = [self._make(self._images.load(index), (epoch, index)) for epoch, index in keys]
         except UserError as error:
             # raised in a worker it would reach the user as a traceback in the middle of a message
             return error

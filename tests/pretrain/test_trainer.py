@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,21 @@ def test_damaged_newest_checkpoint_is_told_and_the_one_before_is_used(place: Pat
     newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     message = run_flsl(*pretrain(place, out)).stderr
     assert f"warning: {newest}: cannot be read as a checkpoint" in message
+    assert_same_run(out, uninterrupted)
+
+
+def test_from_a_pack_it_is_the_same_run(place: Path, uninterrupted: Path) -> None:
+    manifest, pack = place / "packed", place / "pack"
+    shutil.copytree(place / "manifest", manifest)
+    run_flsl("data", "pack", "--images", manifest, "--out", pack)
+    out = place / "from-pack"
+    arguments = pretrain(place, out, "compute.workers=2")
+    arguments[arguments.index(place / "manifest")] = manifest
+    (place / "images").rename(place / "not there")
+    try:
+        run_flsl(*arguments)
+    finally:
+        (place / "not there").rename(place / "images")
     assert_same_run(out, uninterrupted)
 
 

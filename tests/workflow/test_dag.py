@@ -137,6 +137,22 @@ def test_speed_settings_rerun_nothing_but_the_record_of_the_settings(finished: P
     assert planned(finished, changed(compute={"workers": 3, "log_every": 5})) == {}
 
 
+def test_where_images_are_read_from_reruns_nothing(copied: Path) -> None:
+    config = changed(data={"images": {"root": "scenes/images", "boxes": "boxes.csv", "pack": "a pack"}})
+    assert planned(copied, config) == {}
+    (copied / "results/tiny/runs/base/knn/metrics.json").unlink()
+    result = snakemake(copied, config=config)
+    assert result.returncode == 0, result.stderr
+    assert "flsl data pack --images results/tiny/data/images --out 'a pack'" in result.stderr
+    # with a check that runs for the first time, or again, the copy is made before anything reads the images
+    manifest = copied / "results/tiny/data/images/manifest.json"
+    manifest.unlink()
+    result = snakemake(copied, str(manifest.relative_to(copied)), config=config)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((manifest.parent / "pack.json").read_text()) == {"folder": "a pack"}
+    assert len(list((copied / "a pack").glob("*.tar"))) == 2
+
+
 def test_new_run_adds_its_own_jobs(finished: Path) -> None:
     config = changed(runs={"base": {}, "seed1": {"seed": 1}})
     assert planned(finished, config) == {

@@ -169,11 +169,26 @@ def scenes_record(wildcards=None):
 
 
 def dataset_settings(wildcards):
-    """Return the data set's settings as arguments."""
-    return as_arguments(
-        {wildcards.dataset: getattr(EXPERIMENT.data, wildcards.dataset).plain()},
-        "data.",
-    )
+    """Return the data set's settings as arguments; how it is watched and stored changes nothing."""
+    settings = getattr(EXPERIMENT.data, wildcards.dataset).plain()
+    content = {name: value for name, value in settings.items() if name not in ("watch", "pack")}
+    return as_arguments({wildcards.dataset: content}, "data.")
+
+
+def pack_setting(wildcards):
+    """Return the setting of the packed copy as an argument: a resource, so that it reruns nothing."""
+    pack = getattr(getattr(EXPERIMENT.data, wildcards.dataset), "pack", None)
+    return "" if pack is None else shlex.join(as_arguments({"images.pack": pack}, "data."))
+
+
+def tell_missing_pack():
+    """Say how to make a packed copy that was asked for after the check: that reruns nothing."""
+    images, folder = EXPERIMENT.data.images, project("data/images")
+    if images is None or images.pack is None or Path(folder, "pack.json").exists():
+        return
+    if Path(folder, "manifest.json").exists():
+        command = shlex.join(["flsl", "data", "pack", "--images", folder, "--out", images.pack])
+        print(f"data.images.pack: not made yet, images are read from their folder; {command}", file=sys.stderr)
 
 
 @cache
@@ -266,3 +281,4 @@ wildcard_constraints:
 
 onstart:
     write_configs()
+    tell_missing_pack()

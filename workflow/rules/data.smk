@@ -45,6 +45,7 @@ rule data_check:
     resources:
         mem_mb=larger(4000),
         runtime=larger(240),
+        pack=pack_setting,
     params:
         settings=dataset_settings,
         revision=lambda wildcards: dataset_revision(wildcards.dataset),
@@ -52,5 +53,5 @@ rule data_check:
     message:
         "Checking the data set {wildcards.dataset}"
     shell:
-        "flsl data check {wildcards.dataset} {params.settings:q} --revision {params.revision:q} "
+        "flsl data check {wildcards.dataset} {params.settings:q} {resources.pack} --revision {params.revision:q} "
         "--out {params.folder:q} --jobs {threads} > {log:q} 2>&1"
