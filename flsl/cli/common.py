@@ -24,6 +24,18 @@ def command(
     return parser
 
 
+def sampled(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """Return ``run`` with the machine's load recorded in its ``--out`` meanwhile."""
+
+    def run_sampled(args: argparse.Namespace) -> None:
+        from flsl.runtime.machine import sampling
+
+        with sampling(args.out if args.out.suffix != ".json" else args.out.parent):
+            run(args)
+
+    return run_sampled
+
+
 def config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--config``, ``--run`` and ``setting=value`` overrides, which :func:`experiment` reads."""
     parser.add_argument("--config", type=Path, metavar="YAML", help="the experiment's settings (default: all defaults)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flsl.cli.common import Commands, command, config_arguments, experiment
+from flsl.cli.common import Commands, command, config_arguments, experiment, sampled
 
 
 def add(commands: Commands) -> None:
@@ -27,7 +27,7 @@ def _add_train(sub: Commands) -> None:
     parser = command(
         sub,
         "train",
-        _train,
+        sampled(_train),
         "Fine-tune Mask R-CNN on COCO, or Faster R-CNN on UAVDT, from an encoder; then predict and evaluate.",
         "A training that was killed goes on from its last checkpoint when started again.",
     )

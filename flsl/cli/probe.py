@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flsl.cli.common import Commands, command, config_arguments, experiment
+from flsl.cli.common import Commands, command, config_arguments, experiment, sampled
 
 if TYPE_CHECKING:
     from flsl.config import Experiment
@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
 def _probe(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str, details: str = ""
 ) -> argparse.ArgumentParser:
-    parser = command(commands, name, run, help, details)
+    parser = command(commands, name, sampled(run), help, details)
     config_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flsl.cli.common import Commands, command, config_arguments, experiment
+from flsl.cli.common import Commands, command, config_arguments, experiment, sampled
 
 if TYPE_CHECKING:
     from flsl.config import Experiment
@@ -57,7 +57,7 @@ def _add_propagate(sub: Commands) -> None:
 
 def _add_evaluate(sub: Commands) -> None:
     parser = command(
-        sub, "evaluate", _evaluate, "Evaluate masks as davis2017-evaluation does: J, F and J&F, in percent."
+        sub, "evaluate", sampled(_evaluate), "Evaluate masks as davis2017-evaluation does: J, F and J&F, in percent."
     )
     _data_arguments(parser)
     parser.add_argument("--masks", type=Path, required=True, metavar="DIR", help="predicted masks, as propagate writes")

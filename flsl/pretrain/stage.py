@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from flsl.pretrain.online_knn import build_online_knn
 from flsl.pretrain.recipe import check_previous
 from flsl.pretrain.trainer import Job, pretrain
 from flsl.runtime.distributed import is_main_process
+from flsl.runtime.machine import sampling
 
 
 def pretrain_folder(
@@ -49,4 +51,5 @@ def pretrain_folder(
         online_knn=check,
         previous=previous,
     )
-    return pretrain(job, ImageSet.from_manifest(images, "train"))
+    with sampling(out) if is_main_process() else contextlib.nullcontext():
+        return pretrain(job, ImageSet.from_manifest(images, "train"))
