@@ -45,5 +45,6 @@ BENCHMARKS = knn linear_grid propagation davis_eval coco_eval uavdt_eval track_s
 bench: .venv/installed ## the CPU benchmarks of speed; their figures go to results/bench
 	for name in $(BENCHMARKS); do python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; done
 
-ui: .venv/installed ## MLflow in the browser, http://localhost:5000
+ui: .venv/installed ## MLflow in the browser; the address that it says first shows settings and figures of all runs
+	@tail -n 1 $(PROJECT)/tracked.txt
 	mlflow ui --backend-store-uri sqlite:///$(PROJECT)/mlflow.db --port 5000

@@ -86,8 +86,9 @@ def _sync(args: argparse.Namespace) -> None:
     from flsl.config import load_experiment
     from flsl.runtime.errors import UserError
     from flsl.runtime.progress import warn
-    from flsl.track.store import TrackingError
+    from flsl.track.store import TrackingError, default_uri, shown
     from flsl.track.sync import recorded_settings, sync
+    from flsl.track.table import address
 
     experiment = load_experiment(args.config) if args.config is not None else None
     folder = args.project_folder
@@ -96,9 +97,10 @@ def _sync(args: argparse.Namespace) -> None:
             raise UserError("--project-folder: say which project: --project-folder results/<project>, or --config YAML")
         folder = Path(experiment.results) / experiment.project
     base = experiment.tracking if experiment is not None else recorded_settings(folder)
+    settings = _settings(args, base)
     try:
         limit = args.within if args.within is not None else _LIMIT if args.best_effort else None
-        done = sync(folder, settings=_settings(args, base), within=limit)
+        done = sync(folder, settings=settings, within=limit)
     except TrackingError as error:
         if not args.best_effort:
             raise
@@ -108,6 +110,10 @@ def _sync(args: argparse.Namespace) -> None:
         f"{folder}: {done.runs} runs with {done.stages} stages sent ({done.points} points of curves), "
         f"{done.unchanged} unchanged, {done.replaced} replaced, {done.removed} removed"
     )
+    uri = settings.uri or default_uri(folder)
+    server = shown(uri) if uri.startswith("http") else "http://localhost:5000"
+    start = "" if uri.startswith("http") else f" after `mlflow ui --backend-store-uri {shown(uri)} --port 5000`"
+    print(f"settings and figures of all runs: {address(server, done.experiment)}{start}")
 
 
 def _follow(args: argparse.Namespace) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from flsl.runtime.machine import SYSTEM
 from flsl.runtime.outputs import sha256_json
 from flsl.runtime.results import CONFIG, HISTORY, RECORD, stage_folders
 
-_SHAPE = 1  # of the view; another number makes `sync` look at everything again
+_SHAPE = 2  # of the view; another number makes `sync` look at everything again
 _ARTIFACTS = {".png", ".svg", ".md", ".csv", ".html"}
 _MODEL = "backbone.safetensors"
 
@@ -18,7 +19,7 @@ def signature(folder: Path, artifact_mb: float) -> str:
     names = listing(folder, [CONFIG])
     for stage in stage_folders(folder):
         used = {path.name for path in stage.iterdir() if path.suffix in _ARTIFACTS}
-        found = listing(stage, used | {RECORD, HISTORY, CONFIG, _MODEL})
+        found = listing(stage, used | {RECORD, HISTORY, SYSTEM, CONFIG, _MODEL})
         names |= {f"{stage.name}/{name}": stamp for name, stamp in found.items()}
     return sha256_json([_SHAPE, artifact_mb, names])[:16]
 

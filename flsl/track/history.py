@@ -15,7 +15,7 @@ from flsl.track.names import curve_name
 
 _COORDINATES = ("kind", "step", "epoch", "time")
 _PROBE = 4096
-_LONGEST_BATCH = 900  # MLflow takes 1000 metrics, params and tags a call
+_LONGEST_BATCH = 20_000  # so many points are held at once; the store makes calls of them that MLflow takes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Mark:
 
 
 def new_points(path: Path, mark: Mark, start: int) -> Iterator[tuple[list[Point], Mark]]:
-    """Yield the points after ``mark`` in batches of at most 1000, each with the mark of its end.
+    """Yield the points after ``mark`` in batches, each with the mark of its end.
 
     A last line that is still being written is left for the next time; a line that is not a JSON object with a step is
     skipped. Every numeric key is a curve.

@@ -15,6 +15,7 @@ from typing import Any
 
 from flsl.config.experiment import TrackingSettings
 from flsl.runtime.attempts import read_attempts
+from flsl.runtime.machine import SYSTEM
 from flsl.runtime.outputs import sha256_json
 from flsl.runtime.progress import warn
 from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, Run, Stage, stage_folders
@@ -23,10 +24,13 @@ from flsl.track.history import Mark, Point, milliseconds, new_points
 from flsl.track.names import config_hash, is_curve, mlflow_name, mlflow_params
 from flsl.track.store import Seen, Store, TrackingError
 
+# the files of points, and the tags that say how far they were sent
+_POINTS = {HISTORY: "flsl.history", SYSTEM: "flsl.system"}
+
 
 @dataclass
 class Counts:
-    """What a sync did."""
+    """What a sync did, and the id of the experiment that it was done to."""
 
     runs: int = 0
     stages: int = 0
@@ -34,6 +38,7 @@ class Counts:
     points: int = 0
     removed: int = 0
     replaced: int = 0
+    experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,16 +167,18 @@ class Mirror:
         return seen
 
     def _stage(self, run: Run, stage: Stage, parent: Seen, seen: Seen | None, state: str | None) -> None:
-        history = stage.folder / HISTORY
-        if seen is not None and not Mark.parse(seen.tags.get("flsl.history")).holds(history):
+        if seen is not None and any(
+            not Mark.parse(seen.tags.get(tag)).holds(stage.folder / name) for name, tag in _POINTS.items()
+        ):
             self._store.delete(seen.run_id, "its history was cut back or written anew")
             self.counts.replaced += 1
             seen = None
         child = self._bring(seen, self._wanted_stage(run, stage, parent, seen, state))
-        sent = Mark.parse(child.tags.get("flsl.history"))
-        for points, mark in new_points(history, sent, child.start):
-            self._store.log(child.run_id, points, tags={"flsl.history": str(mark)})
-            self.counts.points += len(points)
+        for name, tag in _POINTS.items():
+            sent = Mark.parse(child.tags.get(tag))
+            for points, mark in new_points(stage.folder / name, sent, child.start):
+                self._store.curves(child.run_id, points, {tag: str(mark)})
+                self.counts.points += len(points)
         if stage.record is not None:
             packages = stage.provenance.get("packages")
             texts = {}

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from flsl.runtime.errors import UserError
+from flsl.track.bulk import insert
 from flsl.track.history import Point
 
 Result = TypeVar("Result")
@@ -87,8 +88,12 @@ class Store:
             self._call(self._client.restore_experiment, found.experiment_id)
         for key, value in tags.items():
             if found.tags.get(key) != value:
-                self._call(self._client.set_experiment_tag, found.experiment_id, key, value)
+                self.tag_experiment(str(found.experiment_id), key, value)
         return str(found.experiment_id)
+
+    def tag_experiment(self, experiment: str, key: str, value: str) -> None:
+        """Set a tag of an experiment."""
+        self._call(self._client.set_experiment_tag, experiment, key, value)
 
     def runs(self, experiment: str, tags: Mapping[str, str]) -> list[Seen]:
         """Return the experiment's runs that are not deleted and carry ``tags``."""
@@ -146,6 +151,12 @@ class Store:
                 return
             self._call(self._client.log_batch, run_id, metrics=now, params=some, tags=last)
 
+    def curves(self, run_id: str, points: Sequence[Point], tags: Mapping[str, str]) -> None:
+        """Send points of curves and, with the last of them, tags; much faster than :meth:`log` where it is SQLite."""
+        if self._uri.startswith("sqlite:"):
+            points = self._call(insert, _sqlite_path(self._uri), run_id, points, self._timeout)
+        self.log(run_id, points, tags=tags)
+
     def latest(self, run_id: str, metric: str) -> int:
         """Return the time of a metric's newest point, in milliseconds since 1970."""
         points = self._call(self._client.get_metric_history, run_id, metric)
@@ -183,13 +194,15 @@ class Store:
 
 
 @contextlib.contextmanager
-def open_store(uri: str, timeout: float, within: float | None = None) -> Iterator[Store]:
+def open_store(uri: str, timeout: float, within: float | None = None, at_once: bool = False) -> Iterator[Store]:
     """Connect to a tracking store.
 
     Args:
         uri: as in MLflow: ``sqlite:///…``, ``http(s)://…``, another database, ``databricks``.
         timeout: seconds after which a server that does not answer is left alone.
         within: seconds for all that is asked of it together.
+        at_once: whether SQLite may wait until the end before it makes sure that the disk has everything: some times
+            faster, and a power cut meanwhile can spoil the store, which is then removed and made again from the files.
 
     Raises:
         TrackingError: when there is no such store, or it does not answer.
@@ -209,7 +222,7 @@ def open_store(uri: str, timeout: float, within: float | None = None) -> Iterato
         # a view of local files has nobody to report its use to, least of all from a compute node
         "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
     }
-    with _environment(settings), _young_garbage():
+    with _environment(settings), _young_garbage(), _one_flush(uri) if at_once else contextlib.nullcontext():
         try:
             from mlflow import MlflowClient
         except ImportError as error:
@@ -235,6 +248,30 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(key, None)
             if value is not None:
                 os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _one_flush(uri: str) -> Iterator[None]:
+    """Have SQLite flush its files to the disk once, at the end, and not several times a call."""
+    if not uri.startswith("sqlite:"):
+        yield
+        return
+    try:
+        from sqlalchemy import Engine, event
+    except ImportError:  # without mlflow, which is said elsewhere
+        yield
+        return
+
+    def relax(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "checkout", relax)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "checkout", relax)
+        with contextlib.suppress(OSError), _sqlite_path(uri).open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from flsl.config.experiment import TrackingSettings
 from flsl.config.loading import check
 from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.progress import track, warn
-from flsl.runtime.results import CONFIG, read_config, read_run, run_folders
+from flsl.runtime.results import CONFIG, read_config, read_project, read_run, run_folders
 from flsl.track.lock import sending
 from flsl.track.mirror import Counts, Mirror, Place
 from flsl.track.store import Seen, default_uri, open_store
+from flsl.track.table import TAG, table_view
 
 
 def sync(
@@ -49,7 +50,10 @@ def sync(
         raise UserError(f"{folder}: holds no runs; a project's folder has runs/<run>/config.yaml and results below it")
     uri = uri or settings.uri or default_uri(folder)
     place = Place(folder.name, folder)
-    with sending(folder, max(30.0, 3 * settings.timeout)), open_store(uri, settings.timeout, within) as store:
+    with (
+        sending(folder, max(30.0, 3 * settings.timeout)),
+        open_store(uri, settings.timeout, within, at_once=True) as store,
+    ):
         experiment = store.experiment(settings.experiment or place.project, {"flsl.project": place.project})
         seen: dict[str, list[Seen]] = defaultdict(list)
         for one in store.runs(experiment, {"flsl.project": place.project}):
@@ -69,6 +73,9 @@ def sync(
             for one in seen[name]:
                 if one.tags.get("flsl.folder") == str(folder):
                     mirror.remove(one)
+        if mirror.counts.runs or mirror.counts.removed:
+            store.tag_experiment(experiment, TAG, table_view(read_project(folder)))
+        mirror.counts.experiment = experiment
     return mirror.counts
 
 
