@@ -55,7 +55,9 @@ def _add_predict(sub: Commands) -> None:
     """Add ``flsl detect predict``."""
     parser = command(sub, "predict", _predict, "Write a trained detector's COCO results on a set of images.")
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="model.pth of `flsl detect train`")
-    parser.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="COCO file that lists images")
+    parser.add_argument(
+        "--annotations", type=Path, required=True, metavar="JSON", help="COCO file of images and categories"
+    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the image files")
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="COCO result file to write")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: CUDA if it works")
@@ -75,7 +77,7 @@ def _predict(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"{name}: {value} is not a number from 1 on")
     changes = {"test_short_side": args.short_side, "test_batch_size": args.batch_size}
-    truth = read_annotations(args.annotations)
+    truth = read_annotations(args.annotations, images_only=True)
     compute = ComputeSettings(device=args.device, workers=max(0, args.workers))
     results = predict_files(
         args.model, truth, args.images, compute, {name: value for name, value in changes.items() if value is not None}

@@ -42,8 +42,8 @@ class Annotations(NamedTuple):
         }
 
 
-def read_annotations(path: Path | str) -> Annotations:
-    """Read a COCO ``instances_*.json``.
+def read_annotations(path: Path | str, images_only: bool = False) -> Annotations:
+    """Read a COCO ``instances_*.json``, or where ``images_only`` an ``image_info_*.json``, which has no annotations.
 
     Annotations of images or categories that the file does not list are skipped and counted, as pycocotools leaves
     them out. A missing ``iscrowd`` is 0, a missing ``area`` the box's.
@@ -51,7 +51,10 @@ def read_annotations(path: Path | str) -> Annotations:
     Raises:
         UserError: naming the file and the entry that is broken.
     """
-    return parse_annotations(read_json(path, "a COCO annotation file"), Path(path))
+    data = read_json(path, "a COCO annotation file")
+    if images_only and isinstance(data, dict):
+        data = {**data, "annotations": []}
+    return parse_annotations(data, Path(path))
 
 
 def parse_annotations(data: Any, path: Path) -> Annotations:
@@ -70,9 +73,9 @@ def parse_annotations(data: Any, path: Path) -> Annotations:
     annotations: list[Record] = []
     skipped: Counter[str] = Counter()
     for number, annotation in _by_id(data["annotations"], path, "annotation").items():
-        if annotation.get("image_id") not in images:
+        if not _known(annotation.get("image_id"), images):
             skipped["annotations of unknown images"] += 1
-        elif annotation.get("category_id") not in categories:
+        elif not _known(annotation.get("category_id"), categories):
             skipped["annotations of unknown categories"] += 1
         else:
             x, y, width, height = _box(annotation.get("bbox"), f"{path}: annotation {number}")
@@ -112,7 +115,7 @@ def read_results(path: Path | str, truth: Annotations) -> tuple[list[Record], di
         where = f"{path}: detection {index}"
         if not isinstance(detection, dict):
             raise UserError(f"{where}: not a mapping with image_id, category_id, score and bbox or segmentation")
-        if not _whole(detection.get("image_id")) or detection["image_id"] not in truth.images:
+        if not _known(detection.get("image_id"), truth.images):
             unknown[str(detection.get("image_id"))] += 1
             continue
         if not _finite(detection.get("score")):
@@ -121,7 +124,7 @@ def read_results(path: Path | str, truth: Annotations) -> tuple[list[Record], di
             _box(detection["bbox"], where)
         elif not detection.get("segmentation"):
             raise UserError(f"{where}: it has neither a bbox nor a segmentation")
-        if not _whole(detection.get("category_id")) or detection["category_id"] not in truth.categories:
+        if not _known(detection.get("category_id"), truth.categories):
             skipped["detections of unknown categories"] += 1
             continue
         kept.append(detection)
@@ -187,6 +190,10 @@ def _box(box: Any, where: str) -> list[float]:
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _known(value: Any, entries: Mapping[int, Any]) -> bool:
+    return _whole(value) and value in entries
 
 
 def _finite(value: Any) -> bool:

@@ -92,7 +92,7 @@ def check(segmentation: Any, height: int, width: int) -> bytes | None:
         return None
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         raise ValueError("the segmentation is neither a list of polygons nor a run-length code with size and counts")
-    if list(segmentation["size"]) != [height, width]:
+    if segmentation["size"] != [height, width]:
         raise ValueError(f"the mask's size {segmentation['size']} is not the image's [{height}, {width}]")
     counts = segmentation["counts"]
     if isinstance(counts, str | bytes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -142,9 +143,12 @@ def _read_coco(path: Path, names: list[str], annotations: Path | None) -> dict[s
     if not isinstance(data, list):
         raise UserError(f"{path}: not a COCO result file: it must be a list of detections")
     try:
-        ids = np.array([entry["image_id"] for entry in data], dtype=np.int64)
+        numbers = [entry["image_id"] for entry in data]
+        if not {type(number) for number in numbers} <= {int} or any(len(entry["bbox"]) != 4 for entry in data):
+            raise TypeError
+        ids = np.array(numbers, dtype=np.int64)
         rows = np.array([[0, *entry["bbox"], entry["score"]] for entry in data], dtype=np.float64).reshape(-1, 6)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: each detection needs a whole image_id, a bbox of four numbers and a score") from None
     frames = _frames_by_id(annotations) if annotations is not None else None
     unique, inverse = np.unique(ids, return_inverse=True)
@@ -172,7 +176,7 @@ def _frames_by_id(path: Path) -> Mapping[int, tuple[str, int]]:
     data = read_json(path, "the COCO file of the frames")
     frames: dict[int, tuple[str, int]] = {}
     try:
-        images = [(image["id"], PurePosixPath(image["file_name"])) for image in data["images"]]
+        images = [(operator.index(image["id"]), PurePosixPath(image["file_name"])) for image in data["images"]]
     except (KeyError, TypeError):
         raise UserError(f"{path}: not a COCO file: images with an id and a file_name are expected") from None
     for number, name in images:
