@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from flsl.config import Experiment
+    from flsl.model.choice import EncoderChoice
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -54,6 +55,27 @@ def previous_argument(parser: argparse.ArgumentParser) -> None:
         help="multi-stage: an earlier run's backbone.safetensors, or another encoder of the same patch size, "
         "as a frozen prior of the cross-attention (pretrain.prior.*)",
     )
+
+
+def encoder_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add ``--backbone``, ``--model``, ``--checkpoint`` and ``--random-init``, which :func:`encoder` reads."""
+    group = parser.add_argument_group("encoder")
+    group.add_argument("--backbone", type=Path, metavar="FILE", help="backbone.safetensors, or another checkpoint")
+    group.add_argument(
+        "--model", metavar="NAME", help="timm model; its own weights are fetched unless others are given"
+    )
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for --model")
+    group.add_argument(
+        "--random-init", action="store_true", help="untrained weights, of --model or of the experiment's encoder"
+    )
+    return group
+
+
+def encoder(args: argparse.Namespace) -> EncoderChoice:
+    """Return what the arguments of :func:`encoder_arguments` name."""
+    from flsl.model.choice import EncoderChoice
+
+    return EncoderChoice(args.backbone, args.model, args.checkpoint, args.random_init)
 
 
 def experiment(args: argparse.Namespace) -> Experiment:

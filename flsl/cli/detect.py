@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flsl.cli.common import Commands, command, config_arguments, experiment, sampled
+from flsl.cli.common import (
+    Commands,
+    command,
+    config_arguments,
+    encoder,
+    encoder_arguments,
+    experiment,
+    sampled,
+)
 
 
 def add(commands: Commands) -> None:
@@ -35,18 +43,13 @@ def _add_train(sub: Commands) -> None:
     parser.add_argument("--stage", choices=["coco", "uavdt"], required=True, help="data set and protocol")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--name", metavar="NAME", help="the run's name in the record (default: --run, or base)")
-    encoder = parser.add_argument_group("encoder")
-    encoder.add_argument("--backbone", type=Path, metavar="FILE", help="backbone.safetensors, or another checkpoint")
-    encoder.add_argument("--model", metavar="NAME", help="timm model; its own weights are fetched unless given")
-    encoder.add_argument("--random-init", action="store_true", help="untrained weights, of --model or the experiment's")
+    encoder_arguments(parser)
 
 
 def _train(args: argparse.Namespace) -> None:
     from flsl.detect.stage import run
-    from flsl.model.choice import EncoderChoice
 
-    choice = EncoderChoice(args.backbone, args.model, random=args.random_init)
-    record = run(args.stage, experiment(args), choice, args.out, args.name or args.run_name or "base")
+    record = run(args.stage, experiment(args), encoder(args), args.out, args.name or args.run_name or "base")
     for name, value in (record["metrics"] if record else {}).items():
         print(f"{name:44} {value:6.2f}")
 

@@ -7,11 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flsl.cli.common import Commands, command, config_arguments, experiment, sampled
+from flsl.cli.common import (
+    Commands,
+    command,
+    config_arguments,
+    encoder,
+    encoder_arguments,
+    experiment,
+    sampled,
+)
 
 if TYPE_CHECKING:
     from flsl.config import Experiment
-    from flsl.model.choice import EncoderChoice
     from flsl.probe.images import ImageSource
 
 
@@ -20,7 +27,7 @@ def add(commands: Commands) -> None:
     extract = _probe(
         commands, "features", _features, "Extract frozen features: the mean patch tokens of the last blocks."
     )
-    _encoder_arguments(extract, needed=True)
+    _data_arguments(extract, needed=True)
     knn = _probe(
         commands,
         "knn",
@@ -29,7 +36,7 @@ def add(commands: Commands) -> None:
         "Reads what `flsl features` wrote, or, given an encoder and images, extracts to OUT/features first.",
     )
     knn.add_argument("--features", type=Path, metavar="DIR", help="what `flsl features` wrote")
-    _encoder_arguments(knn, needed=False)
+    _data_arguments(knn, needed=False)
     linear = _probe(
         commands,
         "linear",
@@ -37,11 +44,11 @@ def add(commands: Commands) -> None:
         "Train a grid of linear probes on a frozen encoder, and report the one that is best on validation.",
         "A stage that was killed goes on after its last whole epoch when started again.",
     )
-    _encoder_arguments(linear, needed=True)
+    _data_arguments(linear, needed=True)
     aligned = _probe(
         commands, "aligned-knn", _aligned, "Classify patches of each image's largest box (bbox-aligned k-NN)."
     )
-    _encoder_arguments(aligned, needed=True)
+    _data_arguments(aligned, needed=True)
     aligned.add_argument(
         "--boxes",
         metavar="PATH",
@@ -61,16 +68,8 @@ def _probe(
     return parser
 
 
-def _encoder_arguments(parser: argparse.ArgumentParser, needed: bool) -> None:
-    encoder = parser.add_argument_group("encoder")
-    encoder.add_argument("--backbone", type=Path, metavar="FILE", help="backbone.safetensors, or another checkpoint")
-    encoder.add_argument(
-        "--model", metavar="NAME", help="timm model; its own weights are fetched unless others are given"
-    )
-    encoder.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for --model")
-    encoder.add_argument(
-        "--random-init", action="store_true", help="untrained weights, of --model or of the experiment's encoder"
-    )
+def _data_arguments(parser: argparse.ArgumentParser, needed: bool) -> None:
+    encoder_arguments(parser)
     images = parser.add_argument_group("images")
     images.add_argument(
         "--images",
@@ -90,7 +89,7 @@ def _encoder_arguments(parser: argparse.ArgumentParser, needed: bool) -> None:
 def _features(args: argparse.Namespace) -> None:
     from flsl.probe.features import extract
 
-    _show(extract(_experiment(args), _encoder(args), _images(args), args.out, _name(args)))
+    _show(extract(_experiment(args), encoder(args), _images(args), args.out, _name(args)))
 
 
 def _knn(args: argparse.Namespace) -> None:
@@ -103,8 +102,8 @@ def _knn(args: argparse.Namespace) -> None:
         raise UserError("--features: give either --features DIR, or --images DIR with an encoder")
     if features is None:
         features = args.out / "features"
-        extract(settings, _encoder(args), _images(args), features, _name(args))
-    elif _encoder(args).given:
+        extract(settings, encoder(args), _images(args), features, _name(args))
+    elif encoder(args).given:
         raise UserError("--features: features are already of an encoder; drop --backbone, --model or --random-init")
     _show(classify(settings, features, args.out, args.name or args.run_name))
 
@@ -112,7 +111,7 @@ def _knn(args: argparse.Namespace) -> None:
 def _linear(args: argparse.Namespace) -> None:
     from flsl.probe.linear import train
 
-    _show(train(_experiment(args), _encoder(args), _images(args), args.out, _name(args)))
+    _show(train(_experiment(args), encoder(args), _images(args), args.out, _name(args)))
 
 
 def _aligned(args: argparse.Namespace) -> None:
@@ -120,7 +119,7 @@ def _aligned(args: argparse.Namespace) -> None:
 
     settings, images = _experiment(args), _images(args)
     boxes = args.boxes or images.boxes or (settings.data.images.boxes if settings.data.images else None)
-    _show(classify(settings, _encoder(args), images, boxes, args.out, _name(args)))
+    _show(classify(settings, encoder(args), images, boxes, args.out, _name(args)))
 
 
 def _experiment(args: argparse.Namespace) -> Experiment:
@@ -132,12 +131,6 @@ def _experiment(args: argparse.Namespace) -> Experiment:
     return settings
 
 
-def _encoder(args: argparse.Namespace) -> EncoderChoice:
-    from flsl.model.choice import EncoderChoice
-
-    return EncoderChoice(args.backbone, args.model, args.checkpoint, args.random_init)
-
-
 def _images(args: argparse.Namespace) -> ImageSource:
     from flsl.probe.images import ImageSource
 
@@ -145,7 +138,7 @@ def _images(args: argparse.Namespace) -> ImageSource:
 
 
 def _name(args: argparse.Namespace) -> str:
-    return args.name or args.run_name or _encoder(args).name
+    return args.name or args.run_name or encoder(args).name
 
 
 def _show(record: Mapping[str, Any]) -> None:

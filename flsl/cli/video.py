@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flsl.cli.common import Commands, command, config_arguments, experiment, sampled
+from flsl.cli.common import (
+    Commands,
+    command,
+    config_arguments,
+    encoder,
+    encoder_arguments,
+    experiment,
+    sampled,
+)
 
 if TYPE_CHECKING:
     from flsl.config import Experiment
@@ -41,16 +49,7 @@ def _add_propagate(sub: Commands) -> None:
     )
     _previews_argument(parser, "folder for each sequence's animation, contact sheet and record")
     parser.add_argument("--fresh", action="store_true", help="make again what is there already")
-    encoder = parser.add_argument_group("encoder")
-    encoder.add_argument("--backbone", type=Path, metavar="FILE", help="backbone.safetensors, or another checkpoint")
-    encoder.add_argument(
-        "--model", metavar="NAME", help="timm model; its own weights are fetched unless others are given"
-    )
-    encoder.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights for --model")
-    encoder.add_argument(
-        "--random-init", action="store_true", help="untrained weights, of --model or of the experiment's encoder"
-    )
-    encoder.add_argument(
+    encoder_arguments(parser).add_argument(
         "--copy-first-mask", action="store_true", help="no encoder: repeat the first mask, the baseline to beat"
     )
 
@@ -104,12 +103,11 @@ def _propagate(args: argparse.Namespace) -> None:
 def _method(args: argparse.Namespace, settings: Experiment) -> Method:
     import torch
 
-    from flsl.model.choice import EncoderChoice
     from flsl.runtime.distributed import choose_device
     from flsl.runtime.errors import UserError
     from flsl.video.stage import by_copying, by_encoder
 
-    choice = EncoderChoice(args.backbone, args.model, args.checkpoint, args.random_init)
+    choice = encoder(args)
     name = args.name or args.run_name
     if args.copy_first_mask:
         if choice.given:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from flsl.config.detect import RecipeSettings, UavdtRecipeSettings
 from flsl.config.experiment import Experiment
-from flsl.detect.coco_eval import evaluate
+from flsl.detect.coco_eval import IouType, evaluate
 from flsl.detect.coco_files import Annotations, Record, parse_annotations, read_annotations
 from flsl.detect.dataset import check_files, training_set
 from flsl.detect.draw import draw_predictions
@@ -74,7 +74,8 @@ def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, 
     draw_predictions(val, results, val_images, out, recipe.images_shown)
     about = {"train": {"images": len(data.images), "skipped": data.skipped}, "val": {"images": len(val.images)}}
     if stage == "coco":
-        return record.write(out / "metrics.json", *_coco_figures(val, results, out), data=about)
+        metrics, classes = _coco_figures(val, results, out)
+        return record.write(out / "metrics.json", metrics, classes=classes, data=about)
     return _write_uavdt(experiment, record, val, out, about)
 
 
@@ -105,11 +106,12 @@ def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path
     return parse_annotations(train, truth), frames, parse_annotations(test, truth), frames, inputs
 
 
-def _coco_figures(val: Annotations, results: list[Record], out: Path) -> tuple[dict[str, float]]:
-    metrics: dict[str, float] = {}
-    for kind in ("bbox", "segm"):
-        metrics |= evaluate(val, results, kind, out / "detections.json").metrics(f"coco/{kind}")
-    return (metrics,)
+def _coco_figures(val: Annotations, results: list[Record], out: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return all metrics by name, and by kind a table of the classes."""
+    kinds: tuple[IouType, ...] = ("bbox", "segm")
+    found = {kind: evaluate(val, results, kind, out / "detections.json") for kind in kinds}
+    metrics = {name: value for kind, each in found.items() for name, value in each.metrics(f"coco/{kind}").items()}
+    return metrics, {kind: each.classes for kind, each in found.items()}
 
 
 def _write_uavdt(

@@ -47,6 +47,10 @@ def test_a_stage_writes_what_the_next_ones_and_other_tools_read(tiny: Path, tmp_
     COCO(str(tiny / "coco.json")).loadRes(str(out / "detections.json"))
     again = evaluate_files(tiny / "coco.json", out / "detections.json", tmp_path / "m.json")
     assert again["metrics"] == record["metrics"]
+    assert again["classes"] == record["classes"]
+    # ids of the categories have a gap
+    assert [row["id"] for row in record["classes"]["segm"]] == [3, 7]
+    assert {entry["category_id"] for entry in json.loads((out / "detections.json").read_text())} <= {3, 7}
 
     lines = read_history(out / "history.jsonl")
     steps = [line for line in lines if line["kind"] == "step"]
