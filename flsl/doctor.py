@@ -17,6 +17,7 @@ from typing import Any, Literal
 from flsl.config.experiment import Experiment
 from flsl.launch import request
 from flsl.launch.queue import run
+from flsl.launch.work import for_detection, in_words_of_detection
 from flsl.runtime.errors import UserError
 
 _COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
@@ -206,15 +207,24 @@ def _slurm(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _request(experiment: Experiment) -> Iterator[Finding]:
+    yield _judge_request(experiment, "pretraining of cluster.*")
+    detection = for_detection(experiment)
+    if request.processes(detection) > 1 and {"coco", "uavdt"} & set(experiment.stages):
+        try:
+            yield _judge_request(detection, "detection of cluster.detection.*")
+        except UserError as error:
+            raise in_words_of_detection(error) from None
+
+
+def _judge_request(experiment: Experiment, what: str) -> Finding:
     request.check_request(experiment)
     code, _, error = run(["sbatch", "--test-only", *sbatch_arguments(experiment), "--wrap", "true"])
     said = error.splitlines()[-1].removeprefix("sbatch: ") if error else ""
     if code:
-        yield Finding("FAIL", "request", f"sbatch would refuse the pretraining of cluster.*: {said}")
-        return
+        return Finding("FAIL", "request", f"sbatch would refuse the {what}: {said}")
     cluster = experiment.cluster
     shape = f"{cluster.nodes} nodes × {request.tasks_per_node(experiment)} processes, {cluster.minutes} min"
-    yield Finding("ok", "request", f"{shape}: {said or 'could be granted'}")
+    return Finding("ok", "request", f"{shape}: {said or 'could be granted'}")
 
 
 def sbatch_arguments(experiment: Experiment, tiny: bool = False) -> list[str]:

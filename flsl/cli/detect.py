@@ -39,6 +39,11 @@ def _add_train(sub: Commands) -> None:
         "Fine-tune Mask R-CNN on COCO, or Faster R-CNN on UAVDT, from an encoder; then predict and evaluate.",
         "A training that was killed goes on from its last checkpoint when started again.",
     )
+    train_arguments(parser)
+
+
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``flsl detect train`` and ``flsl submit detect`` have in common."""
     config_arguments(parser)
     parser.add_argument("--stage", choices=["coco", "uavdt"], required=True, help="data set and protocol")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")

@@ -1,4 +1,4 @@
-"""Settings of the job that pretrains on several nodes: what is asked of the cluster, and how it is waited for."""
+"""Settings of the jobs that train on several nodes: what is asked of the cluster, and how they are waited for."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ from flsl.config.base import Count, Settings
 Name = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
 
 
-class ClusterSettings(Settings):
-    """What `flsl submit pretrain` asks for; no stage is rerun because one of these changed."""
+class ShapeSettings(Settings):
+    """The shape of a job."""
 
-    kind: Literal["auto", "none", "local", "slurm"] = Field(
-        "auto",
-        description="Where pretraining runs: `slurm`: as a job of its own; `local`: the same number of processes on "
-        "this machine; `none`: in the workflow's own job; `auto`: in the workflow `slurm` under a cluster's profile "
-        "and else `none`, by `flsl submit` `slurm` where there is sbatch and else `local`.",
-    )
     nodes: Count = Field(1, description="Nodes.")
     gpus_per_node: int | None = Field(
         None, ge=0, description="GPUs a node; null: one, or none with `compute.device: cpu`."
@@ -28,6 +22,29 @@ class ClusterSettings(Settings):
     cpus_per_task: Count = Field(8, description="CPU cores a process.")
     memory_gb: float | None = Field(16.0, gt=0, description="Memory a node, in GB; null leaves it to the site.")
     minutes: Count = Field(2880, description="Time limit of an attempt, in minutes; it is requeued when it ends.")
+
+
+class DetectionShapeSettings(ShapeSettings):
+    """The job of `flsl submit detect`; the rest of `cluster` holds for it, too.
+
+    In the workflow, detection is trained by such a job where this asks for more than one process.
+    """
+
+    memory_gb: float | None = Field(32.0, gt=0, description="Memory a node, in GB; null leaves it to the site.")
+
+
+class ClusterSettings(ShapeSettings):
+    """What `flsl submit pretrain` asks for; no stage is rerun because one of these changed."""
+
+    kind: Literal["auto", "none", "local", "slurm"] = Field(
+        "auto",
+        description="Where training runs: `slurm`: as a job of its own; `local`: the same number of processes on "
+        "this machine; `none`: in the workflow's own job; `auto`: in the workflow `slurm` under a cluster's profile "
+        "and else `none`, by `flsl submit` `slurm` where there is sbatch and else `local`.",
+    )
+    detection: DetectionShapeSettings = Field(
+        DetectionShapeSettings(), description="Shape of the jobs that train detectors (COCO and UAVDT)."
+    )
     partition: Name | None = Field(None, description="Partition; null leaves it to the site.")
     account: Name | None = Field(None, description="Account; null leaves it to the site.")
     qos: Name | None = Field(None, description="Quality of service; null leaves it to the site.")
@@ -56,8 +73,15 @@ class ClusterSettings(Settings):
 
     @model_validator(mode="after")
     def _fit(self) -> ClusterSettings:
-        if self.signal_seconds >= 60 * self.minutes:
-            raise ValueError(
-                f"signal_seconds: must be less than the time limit ({60 * self.minutes} s), not {self.signal_seconds}"
-            )
+        for name, minutes in (("", self.minutes), ("detection.", self.detection.minutes)):
+            if self.signal_seconds >= 60 * minutes:
+                raise ValueError(
+                    f"signal_seconds: must be less than the time limit, {name}minutes ({60 * minutes} s), not "
+                    f"{self.signal_seconds}"
+                )
         return self
+
+    def for_detection(self) -> ClusterSettings:
+        """Return the settings of a detection training's job."""
+        shape = {name: getattr(self.detection, name) for name in ShapeSettings.model_fields}
+        return self.model_copy(update=shape)

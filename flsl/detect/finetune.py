@@ -131,8 +131,9 @@ class FineTuning:
         set_rate(self._optimiser, self._rate)
         for micro in range(recipe.accumulate):
             samples = next(self._batches)
-            # proposals and stochastic depth are drawn from (seed, step): a resumed run draws the same ones
-            torch.manual_seed(_seed(self._task.seed, step, micro, self.process.rank))
+            # proposals and stochastic depth are drawn from (seed, step, place in the step): a resumed run draws the
+            # same ones, and so do two processes where one takes two micro-batches
+            torch.manual_seed(_seed(self._task.seed, step, micro * self.process.world_size + self.process.rank))
             last = micro == recipe.accumulate - 1
             unsynchronised = isinstance(self._model, DistributedDataParallel) and not last
             with self._model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]

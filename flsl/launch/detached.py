@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from flsl.launch.task import PretrainTask
+from flsl.launch.task import Task
+from flsl.launch.work import Work
 
 
 def main() -> None:
@@ -23,9 +24,10 @@ def main() -> None:
     with (folder / "controller.log").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    task = Task(**{**request["task"], "work": Work(**request["task"]["work"])})
     executor = submitit.AutoExecutor(folder, cluster="local", local_max_num_timeout=request["requeues"])
     executor.update_parameters(**request["parameters"])
-    job = executor.submit(PretrainTask(**request["task"]))
+    job = executor.submit(task)
     os.write(answer, f"{job.job_id}\n".encode())
     os._exit(0)  # submitit would complain about the job that it leaves behind
 

@@ -16,7 +16,7 @@ from typing import Any
 from flsl.config.cluster import ClusterSettings
 from flsl.config.experiment import Experiment
 from flsl.launch.queue import run
-from flsl.launch.task import PretrainTask
+from flsl.launch.task import Task
 from flsl.runtime.errors import UserError, nearest
 
 _SETTING_OF = (
@@ -49,6 +49,11 @@ def tasks_per_node(experiment: Experiment) -> int:
     return experiment.cluster.tasks_per_node or max(1, gpus_per_node(experiment))
 
 
+def processes(experiment: Experiment) -> int:
+    """Return the processes on all nodes."""
+    return experiment.cluster.nodes * tasks_per_node(experiment)
+
+
 def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dict[str, Any]:
     """Return the parameters for ``AutoExecutor.update_parameters``."""
     settings, gpus, tasks = experiment.cluster, gpus_per_node(experiment), tasks_per_node(experiment)
@@ -78,7 +83,7 @@ def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dic
     return {**shape, "timeout_min": settings.minutes, **{f"slurm_{name}": value for name, value in slurm.items()}}
 
 
-def submit(kind: str, experiment: Experiment, task: PretrainTask, job_name: str, folder: Path) -> str:
+def submit(kind: str, experiment: Experiment, task: Task, job_name: str, folder: Path) -> str:
     """Submit the job and return its number.
 
     Args:
@@ -175,7 +180,7 @@ def _refusal(text: str) -> str:
     return f"{setting}: sbatch refuses the job: {reason}"
 
 
-def _submit_detached(parameters: dict[str, Any], task: PretrainTask, folder: Path, settings: ClusterSettings) -> str:
+def _submit_detached(parameters: dict[str, Any], task: Task, folder: Path, settings: ClusterSettings) -> str:
     """Start a job on this machine in a session of its own, which neither Ctrl-C nor a closing terminal ends."""
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"parameters": parameters, "task": asdict(task), "folder": str(folder), "requeues": settings.requeues}

@@ -1,4 +1,4 @@
-"""``flsl submit pretrain``: submit a job or find the one that is there, wait for it, take its result."""
+"""``flsl submit …``: submit a job or find the one that is there, wait for it, take its result."""
 
 from __future__ import annotations
 
@@ -11,74 +11,58 @@ from pathlib import Path
 
 from flsl.config.cluster import ClusterSettings
 from flsl.config.experiment import Experiment
+from flsl.config.loading import check
 from flsl.launch import request
 from flsl.launch.live import Live
 from flsl.launch.outcome import Outcome, log_end, log_path
 from flsl.launch.queue import find_by_name
 from flsl.launch.record import JobRecord, only_one
-from flsl.launch.task import PretrainTask, deliver_result
+from flsl.launch.task import Task, deliver_result
 from flsl.launch.wait import Interrupted, alive, end_job, process_started, wait
-from flsl.pretrain.recipe import check_previous, recipe_of
+from flsl.launch.work import Work
 from flsl.runtime.attempts import read_attempts
 from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import read_json, sha256_json
 from flsl.runtime.progress import say, warn
 from flsl.track.start import start_following
 
 
-def submit_pretrain(
-    experiment: Experiment,
-    images: Path,
-    out: Path,
-    run: str,
-    force: bool = False,
-    waits: bool = True,
-    previous: Path | None = None,
-) -> None:
-    """Have a run pretrained by a job of its own, and wait for it.
+def submit_work(work: Work, force: bool = False, waits: bool = True) -> None:
+    """Have a stage's work done by a job of its own, and wait for it.
 
-    A job that an earlier call submitted for the same settings and data is found again by ``out/job.json``.
+    A job that an earlier call submitted for the same settings and data is found again by ``job.json`` in the stage's
+    folder; logs go to ``job`` in there.
 
     Args:
-        experiment: the resolved settings; ``cluster`` says what to ask for.
-        images: folder that ``flsl data check`` wrote.
-        out: the stage's folder; logs go to ``out/job``.
-        run: the run's name.
+        work: what is done; ``cluster`` of its settings says what to ask for.
         force: end a job of other settings, and submit anew.
         waits: without, return once the job is submitted.
-        previous: the encoder of an earlier run, of multi-stage pretraining.
 
     Raises:
         UserError: when SLURM refuses the request, the job failed, or it belongs to other settings.
         Interrupted: when this process was told to end; the job goes on.
     """
-    data = read_json(images / "manifest.json", "the manifest that `flsl data check` writes")["content_sha256"]
-    check_previous(experiment.pretrain, previous)
-    recipe = sha256_json(recipe_of(experiment.pretrain, experiment.seed, data, previous))
-    out = out.absolute()
-    with only_one(out):
-        record = _attach(experiment, out, recipe, force)
-        if record is not None and record.state == "complete" and record.told and deliver_result(out):
-            say(f"{out}: complete, by job {record.job_id}")
-            return
-        task = PretrainTask(
-            settings=experiment.plain(),
-            images=str(images.absolute()),
-            out=str(out),
-            run=run,
-            launch=record.launch if record is not None else secrets.token_hex(4),
-            requeues=experiment.cluster.requeues,
-            previous=str(previous.absolute()) if previous is not None else None,
-        )
-        fresh = record is None or record.state != "submitted"
-        if record is None or fresh:
-            record = _submit(experiment, task, recipe)
-        if waits:
-            _wait(experiment, task, record, fresh)
+    experiment = check(Experiment, work.settings, "the settings")
+    out = Path(work.out)
+    try:
+        with only_one(out):
+            record = _attach(experiment, work, force)
+            if record is not None and record.state == "complete" and record.told and deliver_result(out, work.results):
+                say(f"{out}: complete, by job {record.job_id}")
+                return
+            launch = record.launch if record is not None else secrets.token_hex(4)
+            task = Task(work, launch, experiment.cluster.requeues)
+            fresh = record is None or record.state != "submitted"
+            if record is None or fresh:
+                record = _submit(experiment, task)
+            if waits:
+                _wait(experiment, task, record, fresh)
+    except UserError as error:
+        raise work.in_its_words(error) from None
 
 
-def _attach(experiment: Experiment, out: Path, recipe: str, force: bool) -> JobRecord | None:
+def _attach(experiment: Experiment, work: Work, force: bool) -> JobRecord | None:
     """Return the record of the job that the folder belongs to, where it is to be waited for or its result taken."""
+    out, recipe = Path(work.out), work.recipe
     record = JobRecord.read(out)
     if record is not None and record.job_id is None:
         # killed between the submission and its record: SLURM knows the job by its name
@@ -97,7 +81,7 @@ def _attach(experiment: Experiment, out: Path, recipe: str, force: bool) -> JobR
         if not force:
             raise UserError(
                 f"{out}: job {record.job_id} is queued or running with other settings or data; wait for it, or "
-                f"cancel it and submit anew: {_cancelling(record)}, or `flsl submit pretrain --force …`"
+                f"cancel it and submit anew: {_cancelling(record)}, or `flsl submit {work.command} --force …`"
             )
         say(f"cancelling job {record.job_id}, which has other settings")
         end_job(record, experiment.cluster)
@@ -106,15 +90,16 @@ def _attach(experiment: Experiment, out: Path, recipe: str, force: bool) -> JobR
     return record
 
 
-def _submit(experiment: Experiment, task: PretrainTask, recipe: str, lost: tuple[str, ...] = ()) -> JobRecord:
+def _submit(experiment: Experiment, task: Task, lost: tuple[str, ...] = ()) -> JobRecord:
     """Submit the job; its record is written before and after."""
-    out, kind = Path(task.out), request.resolve_kind(experiment.cluster)
+    work, kind = task.work, request.resolve_kind(experiment.cluster)
+    out = Path(work.out)
     if kind == "local":
         task = replace(task, visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"))
-    name = f"flsl-{task.run}-{task.launch}-{len(lost)}"
-    tasks = experiment.cluster.nodes * request.tasks_per_node(experiment)
+    name = f"flsl-{work.run}-{work.stage}-{task.launch}-{len(lost)}"
+    tasks = request.processes(experiment)
     before = JobRecord.read(out)
-    record = replace(JobRecord.new(task.launch, kind, recipe, name, tasks), lost=lost).write(out)
+    record = replace(JobRecord.new(task.launch, kind, work.recipe, name, tasks), lost=lost).write(out)
     try:
         job_id = request.submit(kind, experiment, task, name, out / "job")
     except UserError:
@@ -131,14 +116,15 @@ def _submit(experiment: Experiment, task: PretrainTask, recipe: str, lost: tuple
     return record
 
 
-def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord, fresh: bool) -> None:
+def _wait(experiment: Experiment, task: Task, record: JobRecord, fresh: bool) -> None:
     """Wait for the job, and for those that take its place when it is lost."""
-    out, settings = Path(task.out), experiment.cluster
+    work, settings = task.work, experiment.cluster
+    out = Path(work.out)
     following = start_following(out, experiment, head=True)
     try:
         while True:
-            what = f"{task.run}: job {record.job_id}"
-            with Live(what, out / "history.jsonl", experiment.pretrain.epochs) as live:
+            what = f"{work.run}/{work.stage}: job {record.job_id}"
+            with Live(what, out / "history.jsonl", work.epochs) as live:
                 outcome = wait(record, out / "job", settings, live, fresh)
             starts = len(read_attempts(out, record.launch))
             if outcome.kind != "lost":
@@ -150,13 +136,13 @@ def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord, fresh: 
             fresh = False
             warn(f"{outcome.message}; it goes on from its last checkpoint in another job")
             assert record.job_id is not None
-            record = _submit(experiment, task, record.config_sha256, (*record.lost, record.job_id))
+            record = _submit(experiment, task, (*record.lost, record.job_id))
     except Interrupted as stop:
         raise _interrupted(record, settings, stop) from None
     finally:
         following.stop()
     if outcome.kind == "complete":
-        _take(out, settings.latency_seconds)
+        _take(work, settings.latency_seconds)
     record.write(out, state=outcome.kind, told=True)
     if outcome.kind == "failed":
         if outcome.log is not None and (lines := log_end(outcome.log)):
@@ -167,10 +153,11 @@ def _wait(experiment: Experiment, task: PretrainTask, record: JobRecord, fresh: 
     say(f"{out}: complete, by job {record.job_id} ({starts} attempts)")
 
 
-def _take(out: Path, latency: float) -> None:
+def _take(work: Work, latency: float) -> None:
     """Wait until the finished files are seen here."""
+    out = Path(work.out)
     end = time.monotonic() + latency
-    while not deliver_result(out):
+    while not deliver_result(out, work.results):
         if time.monotonic() > end:
             raise UserError(
                 f"{out}: the job is complete, but its files are not seen here after {latency:g} s "

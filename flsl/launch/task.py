@@ -1,4 +1,4 @@
-"""What runs in every process of a submitted job."""
+"""What every process of a submitted job goes through, whatever the job does."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flsl.launch.work import Work
 from flsl.runtime.attempts import note_attempt, read_attempts
 from flsl.runtime.errors import Stopped, UserError
 from flsl.runtime.outputs import write_json
 from flsl.runtime.progress import say
 
 RESULT = "result"
-RESULT_FILES = ("checkpoint.pth", "backbone.safetensors", "metrics.json")
 # how the other ranks learn that one is gone: errors that follow from another's end
 _LOST_PEER = (
     "gloo/transport",
@@ -40,31 +41,23 @@ def error_path(folder: Path, job_id: str, rank: int) -> Path:
 
 
 @dataclass(frozen=True)
-class PretrainTask:
-    """Pretrain as one of a job's processes; submitit pickles it, so it holds plain data only.
+class Task:
+    """Do a stage's work as one of a job's processes; submitit pickles it, so it holds plain data only.
 
     Attributes:
-        settings: the experiment as plain data.
-        images: folder that ``flsl data check`` wrote.
-        out: the stage's folder.
-        run: the run's name.
+        work: what is done.
         launch: name of this submission; a job that takes a lost one's place keeps it.
         requeues: times that the job may start again.
         visible_gpus: CUDA_VISIBLE_DEVICES of a job on this machine; ``None`` leaves what the cluster sets.
-        previous: the encoder of an earlier run, where there is one.
     """
 
-    settings: dict[str, Any]
-    images: str
-    out: str
-    run: str
+    work: Work
     launch: str
     requeues: int
     visible_gpus: str | None = None
-    previous: str | None = None
 
     def __call__(self) -> dict[str, float]:
-        """Train; return the final figures.
+        """Do the work; return the final figures.
 
         A job that was told to stop is requeued after it saved, and this process ends without a result.
         """
@@ -89,7 +82,7 @@ class PretrainTask:
         try:
             if place.rank == 0:
                 self._begin(job)
-            metrics = self._train()
+            metrics = dict(self.work.do())
         except Stopped as stop:
             if job.cluster == "local" and stop.signum != signal.SIGUSR2:
                 _tell(told, place.rank, UserError(f"cancelled from outside: {stop}"))
@@ -102,32 +95,23 @@ class PretrainTask:
                 _end_siblings()
             raise
         if place.rank == 0:
-            keep_result(Path(self.out))
+            keep_result(Path(self.work.out), self.work.results)
         return metrics
 
     def checkpoint(self) -> Any:
         """Return what submitit requeues, or ``None`` when the job has started again often enough."""
         from submitit.helpers import DelayedSubmission
 
-        starts = len(read_attempts(Path(self.out), self.launch))
+        starts = len(read_attempts(Path(self.work.out), self.launch))
         return DelayedSubmission(self) if starts <= self.requeues else None
 
     def _begin(self, job: Any) -> None:
-        starts = note_attempt(Path(self.out), self.launch, job.job_id, job.cluster, list(job.hostnames))
+        starts = note_attempt(Path(self.work.out), self.launch, job.job_id, job.cluster, list(job.hostnames))
         if starts > self.requeues + 1:
             raise UserError(
                 f"cluster.requeues: the job has started {starts} times, where {self.requeues} restarts are allowed; "
                 "what it saved stays, and submitting it again goes on from there"
             )
-
-    def _train(self) -> dict[str, float]:
-        from flsl.config.experiment import Experiment
-        from flsl.config.loading import check
-        from flsl.pretrain.stage import pretrain_folder
-
-        settings = check(Experiment, self.settings, "the submitted settings")
-        previous = Path(self.previous) if self.previous is not None else None
-        return dict(pretrain_folder(settings, Path(self.images), Path(self.out), self.run, previous))
 
     def _end_stopped(self, job: Any, stop: Stopped, requeue: Any) -> None:
         """End this process, after the first rank had the job requeued; raises when the job is to end for good."""
@@ -148,20 +132,20 @@ class PretrainTask:
             sys.exit(0)
 
 
-def keep_result(out: Path) -> None:
+def keep_result(out: Path, names: Sequence[str]) -> None:
     """Keep a second name of the finished files: the workflow removes outputs before it starts a rule again."""
     (out / "job" / RESULT).mkdir(parents=True, exist_ok=True)
-    for name in RESULT_FILES:
+    for name in names:
         _link(out / name, out / "job" / RESULT / name)
 
 
-def deliver_result(out: Path) -> bool:
+def deliver_result(out: Path, names: Sequence[str]) -> bool:
     """Give the finished files their names back where those are gone; return whether all are there."""
     kept = out / "job" / RESULT
-    for name in RESULT_FILES:
+    for name in names:
         if not (out / name).exists() and (kept / name).exists():
             _link(kept / name, out / name)
-    return all((out / name).exists() for name in RESULT_FILES)
+    return all((out / name).exists() for name in names)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -20,7 +20,8 @@ from flsl.launch.outcome import judge
 from flsl.launch.queue import JobState, SharedQueue, ask
 from flsl.launch.record import JobRecord, only_one
 from flsl.launch.request import check_request, executor_parameters, minutes_of, submit
-from flsl.launch.task import PretrainTask, deliver_result, error_path, keep_result
+from flsl.launch.task import Task, deliver_result, error_path, keep_result
+from flsl.launch.work import Work
 from flsl.runtime.attempts import note_attempt, read_attempts
 from flsl.runtime.errors import UserError
 from flsl.track.start import start_following
@@ -137,6 +138,10 @@ def test_what_is_asked_for() -> None:
     assert executor_parameters("slurm", cpu, "name")["tasks_per_node"] == 1
 
 
+def work(out: Path) -> Work:
+    return Work("pretrain", {}, {}, str(out), "run", "0" * 64, 1)
+
+
 def _error(folder: Path, rank: int, when: float, message: str, **more: object) -> None:
     told = {"rank": rank, "host": f"node{rank}", "time": when, "kind": "ValueError", "message": message}
     error_path(folder, "7", rank).write_text(json.dumps(told | {"user": False, "lost_peer": False} | more))
@@ -173,15 +178,15 @@ def test_finished_files_get_their_names_back(tmp_path: Path) -> None:
     names = ("checkpoint.pth", "backbone.safetensors", "metrics.json")
     for name in names:
         (tmp_path / name).write_text(name)
-    assert not deliver_result(tmp_path / "nothing")
-    keep_result(tmp_path)
+    assert not deliver_result(tmp_path / "nothing", names)
+    keep_result(tmp_path, names)
     (tmp_path / names[0]).unlink()
     (tmp_path / names[2]).write_text("newer")
-    assert deliver_result(tmp_path)
+    assert deliver_result(tmp_path, names)
     assert [(tmp_path / name).read_text() for name in names] == [*names[:2], "newer"]
-    keep_result(tmp_path)
+    keep_result(tmp_path, names)
     (tmp_path / names[2]).unlink()
-    assert deliver_result(tmp_path)
+    assert deliver_result(tmp_path, names)
     assert (tmp_path / names[2]).read_text() == "newer"
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -193,9 +198,8 @@ def test_restarts_are_counted_by_submission(tmp_path: Path) -> None:
     assert note_attempt(tmp_path, "two", "8", "slurm", ["node1"]) == 1
     assert note_attempt(tmp_path, "one", "9", "slurm", ["node1"]) == 2
     assert [attempt["job_id"] for attempt in read_attempts(tmp_path)] == ["7", "8", "9"]
-    task = PretrainTask({}, "", str(tmp_path), "run", "one", requeues=2)
-    assert task.checkpoint() is not None
-    assert PretrainTask({}, "", str(tmp_path), "run", "one", requeues=1).checkpoint() is None
+    assert Task(work(tmp_path), "one", requeues=2).checkpoint() is not None
+    assert Task(work(tmp_path), "one", requeues=1).checkpoint() is None
 
 
 def test_record_of_a_job(tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def test_record_of_a_job(tmp_path: Path) -> None:
 
 def test_set_up_that_fails_is_told(tmp_path: Path) -> None:
     experiment = Experiment(project="p", cluster=ClusterSettings(kind="local", setup=["true", "echo no; exit 7"]))
-    task = PretrainTask(experiment.plain(), "", str(tmp_path), "run", "one", requeues=0)
+    task = Task(work(tmp_path), "one", requeues=0)
     with pytest.raises(UserError, match=r"exit code 7\); do the commands of cluster.setup work\?"):
         submit("local", experiment, task, "name", tmp_path / "job")
 

@@ -37,8 +37,9 @@ def work() -> Path:
 
 @pytest.fixture
 def stage(work: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """A new pretraining; its jobs are cancelled when the test is over."""
-    stage = Stage(work, re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[:40].strip("-"))
+    """A new pretraining, or the stage that a test names; its jobs are cancelled when the test is over."""
+    name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[:40].strip("-")
+    stage = Stage(work, name, getattr(request, "param", "pretrain"))
     yield stage
     for process in stage.processes:
         if process.poll() is None:

@@ -1,4 +1,4 @@
-"""A very small pretraining, and `flsl submit pretrain` on it, for the tests on a cluster."""
+"""Very small trainings, and `flsl submit` on them, for the tests on a cluster."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ TINY: dict[str, Any] = {
             "root": "scenes",
             "train_images": 32,
             "val_images": 10,
-            "coco_train_images": 0,
+            "coco_size": 64,
+            "coco_train_images": 8,
+            "coco_val_images": 4,
             "uavdt_sequences": 0,
             "davis_sequences": 0,
         },
-        "images": {"root": "scenes/images"},
+        "images": {"root": "scenes/images", "boxes": "boxes.csv"},
+        "coco": {"root": "scenes/coco"},
     },
     "pretrain": {
         "encoder": {
@@ -52,6 +55,32 @@ TINY: dict[str, Any] = {
     "knn": {"k": [5]},
     "linear": {"learning_rates": [0.1], "blocks": [1], "epochs": 1, "batch_size": 16},
     "stages": ["knn"],
+    "detection": {
+        "model": {
+            "blocks": [1, 1, 2, 2],
+            "channels": 16,
+            "box_hidden": 16,
+            "mask_convs": 1,
+            "anchor_sizes": [8, 16, 32, 64, 128],
+            "proposals_train": 50,
+            "proposals_test": 20,
+            "regions": 32,
+        },
+        "coco": {
+            "epochs": 4,
+            "batch_size": 4,
+            "learning_rate": 1.0e-3,
+            "warmup_steps": 0,
+            "precision": "float32",
+            "short_sides": [64],
+            "long_side": 96,
+            "crop": 0.0,
+            "crop_short_sides": [64],
+            "crop_range": [32, 64],
+            "test_short_side": 64,
+            "images_shown": 1,
+        },
+    },
     # the GPUs of the test cluster are none
     "compute": {"device": "cpu", "workers": 0, "threads": 1, "log_every": 1, "checkpoint_steps": 2},
     "tracking": {"live": False},
@@ -83,18 +112,21 @@ def shell(*command: str, check: bool = True) -> str:
 
 
 class Stage:
-    """A pretraining's folder, and `flsl submit pretrain` on it."""
+    """A stage's folder, and `flsl submit` on it."""
 
-    def __init__(self, work: Path, name: str) -> None:
+    def __init__(self, work: Path, name: str, stage: str = "pretrain") -> None:
         self.work, self.name = work, name
-        self.out = work / "runs" / name / "pretrain"
+        self.out = work / "runs" / name / stage
+        self.command = ["pretrain", "--images", "data"]
+        if stage != "pretrain":
+            self.command = ["detect", "--stage", stage, "--random-init"]
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, *overrides: str, force: bool = False, **hooks: str) -> subprocess.Popen[str]:
         """Start the command; ``hooks`` are the misfortunes of hooks/sitecustomize.py."""
         setup = [f"export PYTHONPATH={HERE / 'hooks'}"] * bool(hooks)
         setup += [f"export FLSL_TEST_{name.upper()}={value}" for name, value in hooks.items()]
-        command = [*FLSL, "submit", "pretrain", "--config", "tiny.yaml", "--images", "data", "--out", str(self.out)]
+        command = [*FLSL, "submit", *self.command, "--config", "tiny.yaml", "--out", str(self.out)]
         command += ["--name", self.name, *["--force"] * force, *overrides, f"cluster.setup={json.dumps(setup)}"]
         process = subprocess.Popen(
             command, cwd=self.work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

@@ -36,6 +36,9 @@ def test_a_site_that_cannot(work: Path) -> None:
     code, found = doctor(work, "--no-job", "cluster.partition=short", "cluster.minutes=31")
     assert code == 1
     assert found["request"].startswith("FAIL cluster.minutes: 31 are more than the 30")
+    code, found = doctor(work, "--no-job", 'stages=["coco"]', "cluster.detection.nodes=4")
+    assert code == 1
+    assert found["request"].startswith("FAIL cluster.detection.nodes: 4 are more than the 3 of partition 'main'")
     code, found = doctor(work, "--no-job", "cluster.account=nobody", "tracking.uri=http://localhost:9")
     assert code == 1
     assert "Invalid account" in found["request"]
@@ -46,7 +49,7 @@ def test_a_site_that_cannot(work: Path) -> None:
         "pretrain.encoder.width=16384", "pretrain.encoder.depth=24",
     )  # fmt: skip
     assert code == 1
-    assert found["data.images"] == "FAIL not there: nowhere/train, nowhere/val"
+    assert found["data.images"] == "FAIL not there: nowhere/train, nowhere/val, nowhere/boxes.csv"
     assert "GB needed" in found["results"]
     assert found["results"].startswith("FAIL")
     # the compute node's GPUs do not work

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,26 @@ import pytest
 import yaml
 from on_slurm import PROJECT, TINY, state_of, until
 
+from flsl.config.loading import load_experiment
+
 # all that a shared project folder must hold for the workflow to run in it
 PARTS = ("workflow", "slurm", "config", "envs")
+SMALL: dict[str, Any] = {
+    "data": {
+        "scenes": TINY["data"]["scenes"]
+        | {
+            "uavdt_size": 128,
+            "uavdt_sequences": 2,
+            "uavdt_frames": 4,
+            "davis_size": 64,
+            "davis_sequences": 2,
+            "davis_frames": 3,
+        }
+    },
+    "davis": {"size": 64, "multiple": 8},
+    "detection": {"uavdt": TINY["detection"]["coco"] | {"batch_size": 2}},
+}
+"""Sizes of the whole demo, besides those of the tiny pretraining."""
 
 
 @pytest.fixture
@@ -38,15 +57,28 @@ def project(work: Path, request: pytest.FixtureRequest) -> Path:
 
 def experiment(folder: Path, name: str, **changes: Any) -> Path:
     """Write an experiment whose made data lie in a folder of its own."""
-    settings = json.loads(json.dumps(TINY)) | changes | {"project": name}
-    settings["data"]["scenes"]["root"] = f"results/{name}-scenes"
-    settings["data"]["images"]["root"] = f"results/{name}-scenes/images"
-    settings["data"]["images"]["boxes"] = "boxes.csv"
-    if "davis" in settings["stages"]:
-        settings["data"]["scenes"] |= {"davis_sequences": 2, "davis_frames": 3, "davis_size": 64}
-        settings["data"]["davis"] = {"root": f"results/{name}-scenes/davis"}
+    return write(folder, name, laid_over(TINY, changes))
+
+
+def small_demo(folder: Path, name: str) -> Path:
+    """Write the demo, whatever its file says is run, at the smallest size."""
+    settings = load_experiment(folder / "config" / "demo.yaml", []).plain()
+    sizes = {key: value for key, value in TINY.items() if key not in ("data", "stages")}
+    return write(folder, name, laid_over(laid_over(settings, sizes), SMALL))
+
+
+def laid_over(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with changes laid over them, mapping by mapping."""
+    both = {key: laid_over(settings[key], value) for key, value in changes.items()
+            if isinstance(value, dict) and isinstance(settings.get(key), dict)}  # fmt: skip
+    return {**settings, **changes, **both}
+
+
+def write(folder: Path, name: str, settings: dict[str, Any]) -> Path:
+    """Write an experiment of that name whose made data lie in a folder of its own."""
     path = folder / "config" / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    text = yaml.safe_dump({**settings, "project": name})
+    path.write_text(re.sub(r"(root: )(results/)?scenes", rf"\1results/{name}-scenes", text))
     return path
 
 
@@ -78,18 +110,21 @@ def figures(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def test_the_whole_dag_gives_the_same_figures(project: Path) -> None:
-    stages = {"stages": ["knn", "linear", "aligned_knn", "davis"], "davis": {"size": 64, "multiple": 8}}
+def test_the_whole_demo_gives_the_same_figures(project: Path) -> None:
     # the demo's own file, as it is: every rule of it can be planned for the cluster
     snakemake(project, "--profile", "slurm", "--dry-run")
-    # then a smaller one in its place, and the command exactly as it is typed
-    experiment(project, "cluster", **stages).rename(project / "config/demo.yaml")
-    experiment(project, "here", **stages)
+    # then the same at a small size in its place, and the command exactly as it is typed
+    here, there = small_demo(project, "here"), small_demo(project, "cluster")
+    asked = load_experiment(here, [])
+    there.rename(project / "config/demo.yaml")
     snakemake(project, "--profile", "slurm")
     snakemake(project, "--cores", "2", "--configfile", "config/here.yaml")
     ours, theirs = figures(project, "cluster"), figures(project, "here")
-    assert len(theirs) == 2 * 6  # pretraining, features, three probes and videos, of a run and of a baseline
+    stages = ("pretrain", *asked.stages)
+    assert {f"{run}/{stage}" for run in [*asked.runs, *asked.baselines] for stage in stages} <= theirs.keys()
     assert ours == theirs
+    tables = [path.relative_to(project / "results/here") for path in project.glob("results/here/ablations/*/table.csv")]
+    assert {path.parts[1] for path in tables} == set(getattr(asked, "ablations", {}))
 
     job = json.loads((project / "results/cluster/runs/base/pretrain/job.json").read_text())
     facts = subprocess.run(["scontrol", "show", "job", job["job_id"]], capture_output=True, text=True).stdout
@@ -103,9 +138,25 @@ def test_the_whole_dag_gives_the_same_figures(project: Path) -> None:
     assert "Nothing to be done" in snakemake(project)
 
 
+def test_a_detector_of_two_processes(project: Path) -> None:
+    cluster = {"detection": {"tasks_per_node": 2, "memory_gb": 3.0}}
+    path = experiment(project, "detector", cluster=cluster, runs={"base": {"pretrain.epochs": 1}})
+    folder = project / "results/detector/runs/base/coco"
+    target = str(folder.relative_to(project) / "metrics.json")
+    snakemake(project, target, "--profile", "slurm", "--configfile", str(path))
+    job = json.loads((folder / "job.json").read_text())["job_id"]
+    facts = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    assert "NumTasks=2" in facts
+    assert "Partition=high" in facts
+    assert "mem=3G" in facts
+    log = (project / "results/detector/logs/base/coco.log").read_text()
+    assert re.search(r"base/coco: job \d+: epoch [\d.]+/4, loss [\d.]+, [\d.]+ images/s", log)
+    assert f"complete, by job {job} (1 attempts)" in log
+    assert "coco/bbox/AP" in json.loads((folder / "metrics.json").read_text())["metrics"]
+
+
 def test_an_interrupted_workflow_leaves_the_job_and_finds_it_again(project: Path) -> None:
     cluster = {
-        **TINY["cluster"],
         "setup": [f"export PYTHONPATH={PROJECT / 'tests/slurm/hooks'}", "export FLSL_TEST_STEP_SECONDS=2"],
     }
     path = experiment(project, "stopped", cluster=cluster, baselines={})
@@ -137,7 +188,7 @@ def test_ten_pretrainings_at_once_ask_slurm_no_more_than_one(project: Path, work
         tool = tools / name
         tool.write_text(f'#!/bin/sh\necho "$(date +%s.%N) {name} $PPID" >> {log}\nexec {real} "$@"\n')
         tool.chmod(0o755)
-    cluster = {**TINY["cluster"], "poll_seconds": 4}
+    cluster = {"poll_seconds": 4}
     runs = {f"seed{seed}": {"seed": seed} for seed in range(10)}
     path = experiment(project, "many", runs=runs, cluster=cluster, stages=[], baselines={})
     metrics = [f"results/many/runs/{run}/pretrain/metrics.json" for run in runs]

@@ -17,6 +17,8 @@ from flsl.config.loading import check, compose, require_data
 from flsl.config.sweep import plan, record, resolve
 from flsl.data.manifest import revision
 from flsl.data.scenes.davis import splits as made_splits
+from flsl.launch.request import processes
+from flsl.launch.work import for_detection
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import write_text
 from flsl.video.sequences import sequence_names
@@ -130,7 +132,9 @@ def site_resource(name):
 # How pretraining runs: in its rule's own job, or as a job that the rule submits and waits for.
 SUBMITS = EXPERIMENT.cluster.kind
 if SUBMITS == "auto":
-    SUBMITS = site_resource("pretrain_by") or "none"
+    SUBMITS = site_resource("submit_to") or "none"
+# detection does so only where it asks for several processes
+SUBMITS_DETECTION = SUBMITS if processes(for_detection(EXPERIMENT)) > 1 else "none"
 
 # what a GPU is asked for with
 GPU = 0 if EXPERIMENT.compute.device == "cpu" else 1
@@ -143,6 +147,28 @@ def pretrain_command(wildcards, attempt):
     """
     if SUBMITS == "none":
         return "pretrain"
+    shape = larger_shape(EXPERIMENT.cluster, "cluster.", attempt)
+    return shlex.join(["submit", "pretrain", *site_arguments(SUBMITS), *shape])
+
+
+def detect_command(wildcards, attempt):
+    """Return how a detector's training is started; see `pretrain_command`."""
+    if SUBMITS_DETECTION == "none":
+        return "detect train"
+    shape = larger_shape(EXPERIMENT.cluster.detection, "cluster.detection.", attempt)
+    return shlex.join(["submit", "detect", *site_arguments(SUBMITS_DETECTION), *shape])
+
+
+def larger_shape(shape, prefix, attempt):
+    """Return the time and memory of a job that is submitted, larger on each retry, as arguments."""
+    request = {"minutes": shape.minutes * attempt}
+    if shape.memory_gb is not None:
+        request["memory_gb"] = shape.memory_gb * attempt
+    return as_arguments(request, prefix)
+
+
+def site_arguments(kind):
+    """Return where a job is submitted to: what the profile says for all jobs, unless the experiment says otherwise."""
     asked = EXPERIMENT.cluster
     site = {
         "partition": site_resource("slurm_partition"),
@@ -151,10 +177,7 @@ def pretrain_command(wildcards, attempt):
         "constraint": site_resource("constraint"),
     }
     request = {name: str(value) for name, value in site.items() if value and getattr(asked, name) is None}
-    request |= {"kind": SUBMITS, "minutes": asked.minutes * attempt}
-    if asked.memory_gb is not None:
-        request["memory_gb"] = asked.memory_gb * attempt
-    return shlex.join(["submit", "pretrain", *as_arguments(request, "cluster.")])
+    return as_arguments({"kind": kind, **request}, "cluster.")
 
 
 def alternatives(names):

@@ -3,7 +3,8 @@ DETECTION_ENV = "../../envs/detectron2.yaml" if EXPERIMENT.detection.engine == "
 
 
 # history.jsonl and the checkpoints are no outputs: snakemake removes outputs before it starts a job, and a fine-tuning
-# that starts again goes on from them.
+# that starts again goes on from them. Where it asks for several processes, it is a local rule on a cluster, as
+# pretraining is.
 rule coco:
     input:
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
@@ -23,13 +24,15 @@ rule coco:
         project("benchmarks/{run}/coco.tsv")
     wildcard_constraints:
         run=makers("coco"),
+    localrule: SUBMITS_DETECTION != "none"
     conda:
         DETECTION_ENV
-    threads: 8
+    threads: 1 if SUBMITS_DETECTION == "slurm" else 8
     resources:
         mem_mb=larger(32000),
         runtime=larger(2880),
         gpu=GPU,
+        command=detect_command,
     params:
         config=config_of_run,
         settings=detection_params("coco"),
@@ -37,8 +40,8 @@ rule coco:
     message:
         "Mask R-CNN on COCO from {wildcards.run}; its progress is in {log}"
     shell:
-        "flsl detect train --stage coco --config {params.config:q} --name {wildcards.run:q} "
-        "--backbone {input.backbone:q} --out {params.folder:q} > {log:q} 2>&1"
+        "flsl {resources.command} --stage coco --config {params.config:q} --name {wildcards.run:q} "
+        "--backbone {input.backbone:q} --out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
 rule uavdt:
@@ -61,13 +64,15 @@ rule uavdt:
         project("benchmarks/{run}/uavdt.tsv")
     wildcard_constraints:
         run=makers("uavdt"),
+    localrule: SUBMITS_DETECTION != "none"
     conda:
         DETECTION_ENV
-    threads: 8
+    threads: 1 if SUBMITS_DETECTION == "slurm" else 8
     resources:
         mem_mb=larger(32000),
         runtime=larger(2880),
         gpu=GPU,
+        command=detect_command,
     params:
         config=config_of_run,
         settings=detection_params("uavdt"),
@@ -75,5 +80,5 @@ rule uavdt:
     message:
         "Faster R-CNN on UAVDT from {wildcards.run}; its progress is in {log}"
     shell:
-        "flsl detect train --stage uavdt --config {params.config:q} --name {wildcards.run:q} "
-        "--backbone {input.backbone:q} --out {params.folder:q} > {log:q} 2>&1"
+        "flsl {resources.command} --stage uavdt --config {params.config:q} --name {wildcards.run:q} "
+        "--backbone {input.backbone:q} --out {params.folder:q} 2>&1 | tee -i {log:q}"

@@ -1,0 +1,174 @@
+"""What a job does: the stages that may be submitted, and all in which they differ for the launcher."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from flsl.config.cluster import ShapeSettings
+from flsl.config.experiment import Experiment
+from flsl.pretrain.recipe import check_previous, recipe_of
+from flsl.runtime.errors import UserError, require_file, require_folder
+from flsl.runtime.outputs import read_json, sha256_file, sha256_json
+
+Detection = Literal["coco", "uavdt"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage of one run, as plain data: submitit pickles it.
+
+    Attributes:
+        stage: ``pretrain``, ``coco`` or ``uavdt``.
+        settings: the experiment; its ``cluster`` is this stage's.
+        inputs: what the stage's function is given besides.
+        out: the stage's folder.
+        run: the run's name.
+        recipe: digest of all that the weights depend on.
+        epochs: how many there will be.
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    out: str
+    run: str
+    recipe: str
+    epochs: int
+
+    @property
+    def command(self) -> str:
+        """The command that submits such work."""
+        return "pretrain" if self.stage == "pretrain" else "detect"
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The files that the workflow declares as this stage's outputs."""
+        if self.stage == "pretrain":
+            return ("checkpoint.pth", "backbone.safetensors", "metrics.json")
+        truth = ("test.json",) if self.stage == "uavdt" else ()
+        return ("model.pth", "detections.json", *truth, "metrics.json")
+
+    def in_its_words(self, error: UserError) -> UserError:
+        """Return an error about a job's shape with the name of the setting that holds for this stage."""
+        return error if self.stage == "pretrain" else in_words_of_detection(error)
+
+    def do(self) -> Mapping[str, float]:
+        """Run the stage, as one of the processes that do so together; return the final figures, if this one has them.
+
+        Raises:
+            UserError: as the stage's own function.
+            Stopped: when a signal ended it after it was saved.
+        """
+        from flsl.config.loading import check
+
+        settings, out = check(Experiment, self.settings, "the submitted settings"), Path(self.out)
+        if self.stage == "pretrain":
+            from flsl.pretrain.stage import pretrain_folder
+
+            previous = self.inputs["previous"]
+            earlier = Path(previous) if previous else None
+            return pretrain_folder(settings, Path(self.inputs["images"]), out, self.run, earlier)
+        from flsl.detect.stage import run
+        from flsl.model.choice import EncoderChoice
+
+        backbone = self.inputs["backbone"]
+        choice = EncoderChoice(Path(backbone) if backbone else None, self.inputs["model"], random=self.inputs["random"])
+        stage: Detection = "coco" if self.stage == "coco" else "uavdt"
+        record = run(stage, settings, choice, out, self.run)
+        return record["metrics"] if record else {}
+
+
+def pretraining(experiment: Experiment, images: Path, out: Path, run: str, previous: Path | None = None) -> Work:
+    """Return the pretraining of a run.
+
+    Args:
+        experiment: the resolved settings.
+        images: folder that ``flsl data check`` wrote.
+        out: the stage's folder.
+        run: the run's name.
+        previous: the encoder of an earlier run, of multi-stage pretraining.
+
+    Raises:
+        UserError: when the folder holds no manifest, or the earlier run's encoder is missing.
+    """
+    data = read_json(images / "manifest.json", "the manifest that `flsl data check` writes")["content_sha256"]
+    check_previous(experiment.pretrain, previous)
+    recipe = recipe_of(experiment.pretrain, experiment.seed, data, previous)
+    inputs = {"images": str(images.absolute()), "previous": str(previous.absolute()) if previous is not None else None}
+    epochs = experiment.pretrain.epochs
+    return Work("pretrain", experiment.plain(), inputs, str(out.absolute()), run, sha256_json(recipe), epochs)
+
+
+def detection(
+    experiment: Experiment,
+    stage: Detection,
+    backbone: Path | None,
+    out: Path,
+    run: str,
+    model: str | None = None,
+    random: bool = False,
+) -> Work:
+    """Return the fine-tuning of a detector.
+
+    Args:
+        experiment: the resolved settings.
+        stage: ``coco`` or ``uavdt``.
+        backbone: file of the encoder's weights, if it comes from one.
+        out: the stage's folder.
+        run: the run's name.
+        model: timm name of the encoder, where it is not the file that tells.
+        random: whether the encoder is left untrained.
+
+    Raises:
+        UserError: when no encoder is named, or a file is missing.
+    """
+    if backbone is None and model is None and not random:
+        raise UserError("--backbone: name the encoder: --backbone FILE, --model NAME or --random-init")
+    if backbone is not None:
+        require_file(backbone, "the encoder")
+    chosen = experiment.detection
+    training = chosen.coco if stage == "coco" else chosen.uavdt
+    recipe = {
+        "engine": chosen.engine,
+        "model": chosen.model.plain(),
+        "recipe": training.plain(),
+        "seed": experiment.seed,
+        "data": [sha256_file(path) for path in _annotations(experiment, stage)],
+        "encoder": [model, random, sha256_file(backbone) if backbone is not None else None],
+        # an untrained encoder is built from these
+        "untrained": [experiment.pretrain.encoder.plain(), experiment.pretrain.views.teacher_size] if random else None,
+    }
+    inputs = {"backbone": str(backbone.absolute()) if backbone is not None else None, "model": model, "random": random}
+    return Work(
+        stage, for_detection(experiment).plain(), inputs, str(out.absolute()), run, sha256_json(recipe), training.epochs
+    )
+
+
+def for_detection(experiment: Experiment) -> Experiment:
+    """Return the experiment with ``cluster`` as it holds for the training of a detector."""
+    return experiment.model_copy(update={"cluster": experiment.cluster.for_detection()})
+
+
+def in_words_of_detection(error: UserError) -> UserError:
+    """Return an error about the shape of a detection's job with the names of the settings that ask for it."""
+    shape = "|".join(ShapeSettings.model_fields)
+    return UserError(re.sub(rf"\bcluster\.({shape})\b", r"cluster.detection.\1", str(error)))
+
+
+def _annotations(experiment: Experiment, stage: Detection) -> list[Path]:
+    """Return the annotation files that a detector is trained on and evaluated by."""
+    if stage == "coco":
+        coco = experiment.data.coco
+        if coco is None:
+            raise UserError("data.coco: the data set is not set; give at least data.coco.root=DIR")
+        paths = [Path(coco.root) / name for name in (coco.train_annotations, coco.val_annotations)]
+        return [require_file(path, "COCO's annotations") for path in paths]
+    uavdt = experiment.data.uavdt
+    if uavdt is None:
+        raise UserError("data.uavdt: the data set is not set; give at least data.uavdt.root=DIR")
+    folder = require_folder(Path(uavdt.root) / uavdt.ground_truth, "UAVDT's ground truth")
+    return sorted(folder.glob("*_gt_whole.txt"))

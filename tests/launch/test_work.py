@@ -1,0 +1,104 @@
+"""What may be submitted: what its results depend on, what it asks for, and what its settings are called."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flsl.config.experiment import Experiment
+from flsl.config.loading import check
+from flsl.launch.request import processes, tasks_per_node
+from flsl.launch.work import Work, detection, for_detection, pretraining
+from flsl.runtime.errors import UserError
+
+
+def experiment(**changes: Any) -> Experiment:
+    return check(Experiment, {"project": "p", **changes}, "here")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an encoder, a checked image set, and the annotations of COCO and UAVDT."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "manifest.json").write_text(json.dumps({"content_sha256": "1"}))
+    (tmp_path / "backbone").write_text("weights")
+    for name in ("coco/annotations/instances_train2017.json", "coco/annotations/instances_val2017.json",
+                 "uavdt/UAV-benchmark-MOTD_v1.0/GT/M0203_gt_whole.txt"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def coco(**changes: Any) -> Work:
+    asked = experiment(data={"coco": {"root": "coco"}, "uavdt": {"root": "uavdt"}}, **changes)
+    return detection(asked, "coco", Path("backbone"), Path("out"), "base")
+
+
+def test_a_detector_depends_on_its_recipe_its_data_and_its_encoder(data: Path) -> None:
+    first = coco().recipe
+    assert coco(knn={"k": [7]}, compute={"device": "cpu"}, cluster={"nodes": 3}).recipe == first
+    assert coco(detection={"uavdt": {"epochs": 2}}).recipe == first
+    changed = [coco(seed=1).recipe, coco(detection={"coco": {"epochs": 2}}).recipe]
+    for name in ("backbone", "coco/annotations/instances_val2017.json"):
+        (data / name).write_text("other")
+        changed.append(coco().recipe)
+    assert len({first, *changed}) == 5
+
+
+def test_the_outputs_are_those_of_the_rules(data: Path) -> None:
+    asked = experiment(data={"uavdt": {"root": "uavdt"}})
+    uavdt = detection(asked, "uavdt", None, Path("out"), "base", random=True)
+    assert uavdt.results == ("model.pth", "detections.json", "test.json", "metrics.json")
+    assert coco().results == ("model.pth", "detections.json", "metrics.json")
+    work = pretraining(asked, Path("images"), Path("out"), "base")
+    assert (work.results[1], work.epochs, Path(work.out)) == ("backbone.safetensors", 300, data / "out")
+
+
+def test_a_detector_asks_for_a_shape_of_its_own(data: Path) -> None:
+    cluster = {"nodes": 4, "partition": "gpu", "memory_gb": 200.0, "detection": {"nodes": 2, "gpus_per_node": 8}}
+    asked = experiment(cluster=cluster)
+    assert (processes(asked), processes(for_detection(asked))) == (4, 16)
+    shape = for_detection(asked).cluster
+    assert (shape.partition, shape.memory_gb, shape.nodes, shape.minutes) == ("gpu", 32.0, 2, 2880)
+    # the job's own processes read the same
+    again = check(Experiment, coco(cluster=cluster).settings, "the job")
+    assert (again.cluster.nodes, tasks_per_node(again)) == (2, 8)
+    # by default one process, which the workflow does not submit
+    assert processes(for_detection(experiment())) == processes(for_detection(experiment(cluster={"nodes": 4}))) == 1
+
+
+def test_errors_name_the_setting_that_holds(data: Path) -> None:
+    said = UserError("cluster.nodes: 4 are more than the 3; cluster.partition, cluster.requeues: 2")
+    expected = "cluster.detection.nodes: 4 are more than the 3; cluster.partition, cluster.requeues: 2"
+    assert str(coco().in_its_words(said)) == expected
+    assert str(pretraining(experiment(), Path("images"), Path("out"), "base").in_its_words(said)) == str(said)
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [
+        ("backbone", "backbone: no such file; the encoder is expected there"),
+        ("coco/annotations/instances_val2017.json", "instances_val2017.json: no such file; COCO's annotations"),
+    ],
+)
+def test_missing_files_are_told_before_anything_is_submitted(data: Path, remove: str, message: str) -> None:
+    (data / remove).unlink()
+    with pytest.raises(UserError, match=message):
+        coco()
+
+
+def test_an_encoder_must_be_named(data: Path) -> None:
+    asked = experiment(data={"coco": {"root": "coco"}})
+    with pytest.raises(UserError, match="--backbone: name the encoder"):
+        detection(asked, "coco", None, Path("out"), "base")
+    with pytest.raises(UserError, match=r"data\.uavdt: the data set is not set"):
+        detection(asked, "uavdt", Path("backbone"), Path("out"), "base")
+
+
+def test_time_limits_leave_time_to_save() -> None:
+    with pytest.raises(UserError, match=r"detection\.minutes \(60 s\)"):
+        experiment(cluster={"detection": {"minutes": 1}})
