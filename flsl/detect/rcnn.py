@@ -16,7 +16,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from flsl.config.detect import DetectorSettings
 from flsl.detect.augment import Target
 from flsl.model.backbone import Backbone
-from flsl.model.pyramid import LEVELS, ViTPyramid
+from flsl.model.pyramid import LEVELS, STRIDES, ViTPyramid
 
 _LOSSES = {
     "loss_objectness": "rpn_objectness",
@@ -25,6 +25,20 @@ _LOSSES = {
     "loss_box_reg": "box_regression",
     "loss_mask": "mask",
 }
+
+
+class _Pooler(MultiScaleRoIAlign):  # type: ignore[misc]
+    """torchvision's, which infers the levels' strides from the first images that it is given.
+
+    It would do so once and for all from sizes before padding: small images can make them wrong by a factor of two, and
+    a run that resumes is given others first. The first level's own size tells them exactly.
+    """
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Return the regions' features; see :class:`torchvision.ops.MultiScaleRoIAlign`."""
+        height, width = x[LEVELS[0]].shape[-2:]
+        pooled: Tensor = super().forward(x, boxes, [(STRIDES[0] * height, STRIDES[0] * width)])
+        return pooled
 
 
 class Detector(nn.Module):
@@ -55,7 +69,7 @@ class Detector(nn.Module):
             "rpn_post_nms_top_n_train": settings.proposals_train,
             "rpn_pre_nms_top_n_test": settings.proposals_test,
             "rpn_post_nms_top_n_test": settings.proposals_test,
-            "box_roi_pool": MultiScaleRoIAlign(list(LEVELS[:4]), 7, 2),
+            "box_roi_pool": _Pooler(list(LEVELS[:4]), 7, 2),
             "box_head": TwoMLPHead(settings.channels * 49, settings.box_hidden),
             "box_predictor": FastRCNNPredictor(settings.box_hidden, classes + 1),
             "box_score_thresh": settings.score_threshold,
@@ -66,7 +80,7 @@ class Detector(nn.Module):
         if masks:
             model: Any = MaskRCNN(
                 **common,
-                mask_roi_pool=MultiScaleRoIAlign(list(LEVELS[:4]), 14, 2),
+                mask_roi_pool=_Pooler(list(LEVELS[:4]), 14, 2),
                 mask_head=MaskRCNNHeads(settings.channels, [settings.channels] * settings.mask_convs, 1),
                 mask_predictor=MaskRCNNPredictor(settings.channels, settings.channels, classes + 1),
             )

@@ -1,0 +1,32 @@
+"""Our detector of torchvision's parts."""
+
+from __future__ import annotations
+
+import torch
+
+from flsl.config.detect import DetectorSettings
+from flsl.config.experiment import Experiment
+from flsl.config.loading import check
+from flsl.detect.rcnn import Detector
+from flsl.model.choice import EncoderChoice
+
+
+def test_what_is_found_does_not_depend_on_the_images_before() -> None:
+    encoder = {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 32, "depth": 4, "heads": 2}
+    views = {"teacher_size": 32, "global_size": 32, "local_size": 16}
+    experiment = check(Experiment, {"project": "p", "pretrain": {"encoder": encoder, "views": views}}, "here")
+    torch.manual_seed(0)
+    settings = DetectorSettings(channels=16, box_hidden=16, mask_convs=1, score_threshold=0.0, proposals_test=50)
+    detector = Detector(EncoderChoice(random=True).load(experiment), 3, settings, masks=True).eval()
+    image = torch.randint(256, (3, 128, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        # padded from 40 to 64 pixels: torchvision would take the strides for half of what they are, from then on
+        detector([image[:, :40, :40]])
+        after = detector([image])[0]
+        for pooler in (detector.roi_heads.box_roi_pool, detector.roi_heads.mask_roi_pool):
+            assert pooler.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+            pooler.scales = None
+        alone = detector([image])[0]
+    assert len(alone["scores"])
+    for name in alone:
+        assert torch.equal(after[name], alone[name]), name
