@@ -162,7 +162,7 @@ class FineTuning:
         epoch_ends = done % self._steps_per_epoch == 0
         every = self._recipe.evaluate_every
         if epoch_ends and done < self.steps and every and epoch % every == 0:
-            self._write({"kind": "epoch", "step": done, "epoch": epoch, **validation(self._task, self.predict() or [])})
+            self._validate(done, epoch, self.predict())
             self.detector.train()
         due = time.perf_counter() - self._last_save >= 60 * compute.checkpoint_minutes
         due = due or bool(compute.checkpoint_steps and done % compute.checkpoint_steps == 0)
@@ -178,8 +178,7 @@ class FineTuning:
         """Predict on the validation images and write ``model.pth``; return the results, None but on the first rank."""
         task, results = self._task, self.predict()
         if results is not None:
-            figures = validation(task, results)
-            self._write({"kind": "epoch", "step": self.steps, "epoch": self._recipe.epochs, **figures})
+            self._validate(self.steps, self._recipe.epochs, results)
             file = ModelFile(
                 task.settings.engine, task.settings.model, self._recipe, task.masks, task.val.categories,
                 tuple(self._backbone.mean), tuple(self._backbone.std), self.evaluated.state_dict(),
@@ -198,6 +197,11 @@ class FineTuning:
         parts: list[Any] = [None] * process.world_size
         dist.all_gather_object(parts, found)
         return merge(parts, task.val) if process.is_main else None
+
+    def _validate(self, step: int, epoch: int, results: list[Record] | None) -> None:
+        """Write a validation's figures; the first rank has all ranks' results."""
+        if results is not None:
+            self._write({"kind": "epoch", "step": step, "epoch": epoch, **validation(self._task, results)})
 
     def _log(self, done: int) -> None:
         means = distributed.mean_over_ranks(self._sums / (done - self._sums_since))

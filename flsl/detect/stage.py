@@ -52,8 +52,9 @@ def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, 
     train, train_images, val, val_images, inputs = _coco(experiment) if stage == "coco" else _uavdt(experiment)
     masks = stage == "coco"
     data = training_set(train, train_images, masks)
-    for reason, count in data.skipped.items():
-        warn(f"{train.path}: {count} {reason} are not trained on")
+    if distributed.is_main_process():
+        for reason, count in data.skipped.items():
+            warn(f"{train.path}: {count} {reason} are not trained on")
     check_files(val, val_images)
     device = distributed.choose_device(experiment.compute.device)
     params = {
@@ -100,8 +101,9 @@ def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path
     train_names, test_names = split_names(truth, "train"), split_names(truth, "test")
     train, skipped = convert(frames, truth, train_names, recipe.stride, recipe.classes)
     test, _ = convert(frames, truth, test_names, 1, recipe.classes)
-    for reason, count in skipped.items():
-        warn(f"{truth}: {count} {reason} skipped")
+    if distributed.is_main_process():
+        for reason, count in skipped.items():
+            warn(f"{truth}: {count} {reason} skipped")
     inputs = [truth / f"{name}_gt_whole.txt" for name in (*train_names, *test_names)]
     return parse_annotations(train, truth), frames, parse_annotations(test, truth), frames, inputs
 

@@ -20,6 +20,7 @@ _HEADLINES = (
     ("linear top-1", "linear/top1"),
     ("aligned k-NN patch top-1", "aligned_knn/patch_top1@20"),
     ("COCO box AP", "coco/bbox/AP"),
+    ("COCO box AP50", "coco/bbox/AP50"),
     ("COCO mask AP", "coco/segm/AP"),
     ("UAVDT AP@0.7", "uavdt/AP@0.7"),
     ("DAVIS J&F", "davis/J&F-Mean"),
