@@ -17,7 +17,10 @@ class ComputeSettings(Settings):
     )
     workers: int = Field(4, ge=0, description="Data loading processes a rank; 0 loads in the main process.")
     threads: int = Field(0, ge=0, description="CPU threads of PyTorch a rank; 0 leaves PyTorch's choice.")
-    compile: bool = Field(False, description="Compile the training step with `torch.compile`.")
+    compile: bool = Field(False, description="Compile the hot parts of pretraining with `torch.compile`.")
+    compile_mode: Literal["default", "reduce-overhead"] = Field(
+        "default", description="How: `reduce-overhead` replays the encoder's blocks as CUDA graphs."
+    )
     activation_checkpointing: bool = Field(
         False, description="Compute the student's activations again in the backward pass: less memory, more time."
     )

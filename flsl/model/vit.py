@@ -99,10 +99,15 @@ def use_plain_attention(encoder: VisionTransformer) -> None:
         block.attn.fused_attn = False
 
 
-def compile_blocks(encoder: VisionTransformer) -> None:
-    """Compile the blocks, which share what is compiled; each size of images is compiled for itself."""
+def compile_blocks(encoder: VisionTransformer, mode: str = "default") -> None:
+    """Compile the blocks, which share what is compiled; each size of images is compiled for itself.
+
+    Args:
+        encoder: from :func:`build_encoder`.
+        mode: of ``torch.compile``.
+    """
     for block in encoder.blocks:
-        block.forward = torch.compile(block.forward, dynamic=False)
+        block.forward = torch.compile(block.forward, dynamic=False, mode=mode)
 
 
 def recompute_activations(encoder: VisionTransformer) -> None:

@@ -88,8 +88,8 @@ class TrainingStep:
         if self._device.type == "cpu" and self._settings.precision == "bf16":
             use_plain_attention(self.student.encoder)
         if compute.compile:
-            compile_blocks(self.student.encoder)
-            compile_blocks(self.teacher.encoder)
+            compile_blocks(self.student.encoder, compute.compile_mode)
+            compile_blocks(self.teacher.encoder, compute.compile_mode)
         if compute.activation_checkpointing:
             recompute_activations(self.student.encoder)
 
