@@ -2,8 +2,9 @@
 
 Compares, in one run, at equal weights and views:
 - literal: ``literal_step.py``, float32, on a GPU also float16 with a scaled loss, and with fused encoder attention;
-- ours: ``flsl.pretrain.step.TrainingStep`` as the trainer runs it, in bfloat16 on a GPU and float32 on a CPU; making the views is part of it (the
-  literal step is given them), and on a GPU, or with --compile, compiled too, without and with CUDA graphs.
+- ours: ``flsl.pretrain.step.TrainingStep`` as the trainer runs it, in bfloat16 on a GPU and float32 on a CPU; making
+  the views is part of it (the literal step is given them); on a GPU, or with --compile, compiled too, without and with
+  CUDA graphs.
 The losses of one step must agree; a training of --curve-steps steps of both at a small size shows that they go on so.
 
 Floating point operations are counted for products only, two each multiply-add: with n tokens of width C in an image,
