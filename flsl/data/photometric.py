@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -117,23 +118,27 @@ def _floats(values: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def apply_photometric(images: Tensor, parameters: PhotometricParameters, largest_sigma: float) -> Tensor:
+def apply_photometric(
+    images: Tensor, parameters: PhotometricParameters, largest_sigma: float, operations: Operations | None = None
+) -> Tensor:
     """Change the colours of a batch of images.
 
     Args:
         images: (batch, 3, H, W), values in [0, 1], not changed in place.
         parameters: on the same device.
         largest_sigma: largest blur of the settings, in pixels; the kernel is cut off at three times it.
+        operations: how the changes of each pixel are computed; None: by :data:`PLAIN`.
 
     Returns:
         (batch, 3, H, W), values in [0, 1], not normalised.
     """
+    blend, turn = PLAIN if operations is None else operations
     images = images.clone()
     for place in range(4):
-        images = _blend(images, parameters, place)
+        images = blend(images, parameters.factors[place], parameters.to_mean[place], parameters.to_gray[place])
         samples = parameters.hue_samples[place]
         if len(samples):
-            images[samples] = turn_hue(images[samples], parameters.hue_turns[place])
+            images[samples] = turn(images[samples], parameters.hue_turns[place])
     if len(parameters.gray):
         images[parameters.gray] = luma(images[parameters.gray]).expand(-1, 3, -1, -1)
     if len(parameters.blurred):
@@ -144,10 +149,9 @@ def apply_photometric(images: Tensor, parameters: PhotometricParameters, largest
     return images
 
 
-def _blend(images: Tensor, parameters: PhotometricParameters, place: int) -> Tensor:
-    factor, to_mean, to_gray = (
-        values[place][:, None, None, None] for values in (parameters.factors, parameters.to_mean, parameters.to_gray)
-    )
+def _blend(images: Tensor, factor: Tensor, to_mean: Tensor, to_gray: Tensor) -> Tensor:
+    """Blend each image with its gray image, its mean gray or black, as the numbers (batch,) say."""
+    factor, to_mean, to_gray = (values[:, None, None, None] for values in (factor, to_mean, to_gray))
     gray = luma(images)
     other = to_gray * gray + to_mean * gray.mean((1, 2, 3), keepdim=True)
     return (factor * images + (1 - factor) * other).clamp_(0, 1)
@@ -177,6 +181,28 @@ def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
     shift = torch.arange(5, 0, -2, device=images.device)[None, :, None, None]
     k = (shift + hue[:, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+class Operations(NamedTuple):
+    """How the changes of each pixel by itself are computed.
+
+    Attributes:
+        blend: brightness, contrast and saturation.
+        turn_hue: the hue.
+    """
+
+    blend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    turn_hue: Callable[[Tensor, Tensor], Tensor]
+
+    @classmethod
+    def compiled(cls, backend: str = "inductor") -> Operations:
+        """Return operations that ``torch.compile`` fuses into one or two passes over the images each."""
+        # other samples turn their hue in every batch, and not equally many
+        turn: Callable[[Tensor, Tensor], Tensor] = torch.compile(turn_hue, backend=backend, dynamic=True)
+        return cls(torch.compile(_blend, backend=backend), turn)
+
+
+PLAIN = Operations(_blend, turn_hue)
 
 
 def _blur(images: Tensor, sigmas: Tensor, largest_sigma: float) -> Tensor:

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from flsl.config.pretrain import PretrainSettings
 from flsl.data.crops import CROP_DRAWS, apply_matrices, random_resized_boxes, resize_matrices
-from flsl.data.photometric import PHOTOMETRIC_DRAWS, PhotometricParameters, apply_photometric, draw_photometric
+from flsl.data.photometric import (
+    PHOTOMETRIC_DRAWS,
+    PLAIN,
+    Operations,
+    PhotometricParameters,
+    apply_photometric,
+    draw_photometric,
+)
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -163,16 +170,21 @@ class FLSLViews:
         return Batch(crops, teacher, students)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, batch: Batch, operations: Operations = PLAIN) -> tuple[Tensor, list[Tensor]]:
         """Make the views on the batch's device.
+
+        Args:
+            batch: of :meth:`batch`.
+            operations: how changes of colour are computed, plainly or compiled.
 
         Returns:
             The teacher's views (batch, 3, T, T), and a tensor of student views (views × batch, 3, S, S) for each size;
             all normalised, float32.
         """
         teacher, students = self.crops(batch)
-        return self._finish(teacher, batch.teacher), [
-            self._finish(crops, group.colours) for crops, group in zip(students, batch.students, strict=True)
+        return self._finish(teacher, batch.teacher, operations), [
+            self._finish(crops, group.colours, operations)
+            for crops, group in zip(students, batch.students, strict=True)
         ]
 
     @torch.no_grad()
@@ -187,8 +199,8 @@ class FLSLViews:
             students.append(apply_matrices(images.repeat(count, 1, 1, 1), rows, columns).clamp_(0, 1))
         return images, students
 
-    def _finish(self, images: Tensor, colours: PhotometricParameters) -> Tensor:
-        changed = apply_photometric(images, colours, self._blur_scale * self._settings.blur_radius[1])
+    def _finish(self, images: Tensor, colours: PhotometricParameters, operations: Operations) -> Tensor:
+        changed = apply_photometric(images, colours, self._blur_scale * self._settings.blur_radius[1], operations)
         if changed.device not in self._mean_and_std:
             self._mean_and_std[changed.device] = torch.tensor([_MEAN, _STD], device=changed.device)[..., None, None]
         mean, std = self._mean_and_std[changed.device]

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
+from flsl.data import photometric
 from flsl.data.views import Batch, FLSLViews
 from flsl.model.mean_shift import absolute_temperature
 from flsl.model.vit import compile_blocks, recompute_activations, use_plain_attention
@@ -57,6 +58,7 @@ class TrainingStep:
         self.optimiser = build_optimiser(self.student)
         self._trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.views = FLSLViews(settings, depth=len(self.student.encoder.blocks))
+        self._operations = photometric.Operations.compiled() if compute.compile else photometric.PLAIN
         blocks = assignments.Blocks.compiled() if compute.compile else assignments.PLAIN
         self._objective = FLSLObjective(
             settings.prototypes,
@@ -90,6 +92,7 @@ class TrainingStep:
         if compute.compile:
             compile_blocks(self.student.encoder, compute.compile_mode)
             compile_blocks(self.teacher.encoder, compute.compile_mode)
+        self._graphs = compute.compile and compute.compile_mode == "reduce-overhead"
         if compute.activation_checkpointing:
             recompute_activations(self.student.encoder)
 
@@ -105,7 +108,7 @@ class TrainingStep:
         batch = (batch.pin_memory() if self._device.type == "cuda" else batch).to(self._device)
         width = self.student.encoder.embed_dim
         tau_sa, tau_ca = (absolute_temperature(tau, width) for tau in (values.tau_sa, values.tau_ca))
-        teacher_view, student_views = self.views(batch)
+        teacher_view, student_views = self.views(batch, self._operations)
         unsynchronised = isinstance(self._model, DistributedDataParallel) and not last
         with self._model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
             with self._autocast:
@@ -143,3 +146,6 @@ class TrainingStep:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self._average.update(values.momentum)
+        if self._graphs:
+            # what CUDA graphs gave in this step may be overwritten from here on
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

@@ -98,3 +98,17 @@ def test_nothing_in_a_step_waits_for_the_gpu(compiled: bool) -> None:
             step.update(values)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_step_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_ = torch.compile
+    # the default backend takes minutes to make machine code; this one shows that everything can be compiled
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="aot_eager"))
+    steps = [TrainingStep(SETTINGS, ComputeSettings(compile=compiled), CPU) for compiled in (False, True)]
+    with_equal_weights(*steps)
+    for number in range(2):
+        batch, values = batch_of(steps[0], number)
+        losses = [float(step.accumulate(batch, values, number)) for step in steps]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        for step in steps:
+            step.update(values)
