@@ -27,6 +27,11 @@ class ComputeSettings(Settings):
     log_every: Count = Field(
         50, description="Steps between two lines of `history.jsonl` (one fetch of the losses each)."
     )
-    checkpoint_minutes: float = Field(15.0, gt=0, description="Minutes between two checkpoints within an epoch.")
+    checkpoint_minutes: float = Field(
+        15.0,
+        gt=0,
+        description="Minutes between two checkpoints; the ends of epochs make others, as long as writing them takes "
+        "less than 1 % of the time.",
+    )
     checkpoint_steps: int = Field(0, ge=0, description="Steps between two checkpoints; 0 leaves it to the minutes.")
     checkpoints_kept: int = Field(2, ge=1, description="Newest checkpoints kept; two survive a damaged newest one.")

@@ -18,6 +18,7 @@ from flsl.model.backbone import save_backbone, timm_metadata
 from flsl.model.vit import timm_arguments
 from flsl.pretrain.loader import Images, Order, build_loader
 from flsl.pretrain.online_knn import OnlineKnn
+from flsl.pretrain.pace import Pace
 from flsl.pretrain.recipe import recipe_of
 from flsl.pretrain.schedules import values_at
 from flsl.pretrain.step import LOSSES, TrainingStep
@@ -104,7 +105,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
         return checkpoint.save_step(job.out / "checkpoints", done, _state(job, done, step), compute.checkpoints_kept)
 
     with StopRequest() as stop, bar("pretraining (steps)", steps, start, enabled=process.is_main) as shown:
-        window_start, window_step, last_time = time.perf_counter(), start, time.perf_counter()
+        window_start, window_step, pace = time.perf_counter(), start, Pace(compute)
         for number in range(start, steps):
             values = values_at(number, settings, order.steps_per_epoch)
             for micro in range(settings.accumulate):
@@ -153,12 +154,10 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
                 if history is not None:
                     history.write({**line, "time": datetime.now(UTC).isoformat(timespec="milliseconds")})
             signum = stop.agreed()
-            due = time.perf_counter() - last_time >= 60 * compute.checkpoint_minutes
-            due = due or bool(compute.checkpoint_steps and done % compute.checkpoint_steps == 0)
             # ranks need not agree on the minute: only the first one writes
-            if due or epoch_ends or signum:
-                last_saved = save(done) or last_saved
-                last_time = time.perf_counter()
+            if pace.due(done, epoch_ends) or signum or done == steps:
+                with pace.saving():
+                    last_saved = save(done) or last_saved
             shown.advance(1, note)
             if signum and done < steps:
                 distributed.finish()
