@@ -6,25 +6,27 @@ Compares, in one process on one core:
 - ours: ``flsl.pretrain.loader``: decode, the teacher's crop as 8-bit pixels, and everybody's parameters; all other work
   is done in batches by the training device (and is not counted here).
 
-Then: our parts one by one; what reduced decoding of large photographs would save; throughput and memory over some
-hundred batches with worker processes; how many images 16 cores prepare, against what a GPU trains.
+Then: our parts one by one; reading from files and from a pack; what reduced decoding of large photographs would save;
+throughput and memory over some hundred batches with worker processes; how many images 16 cores prepare, against what a
+GPU trains.
 
     python benchmarks/input_pipeline.py --out results/bench/input_pipeline.json
 """
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import options, report
+from common import measure, options, report, timed
 from photographs import draw, photographs
 from PIL import Image, ImageFilter
 from torch import Tensor
@@ -32,8 +34,11 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as tv
 
+from flsl.config.data import ImageFolderSettings
 from flsl.config.pretrain import PretrainSettings
+from flsl.data.check import check_data
 from flsl.data.images import ImageSet
+from flsl.data.packing import pack_images
 from flsl.data.pixels import decode_pixels, read_bytes
 from flsl.data.views import FLSLViews
 from flsl.pretrain.loader import Order, TeacherCrops, build_loader
@@ -124,6 +129,34 @@ def parts(images: ImageSet, views: FLSLViews, indices: list[int], repeats: int) 
     return {name: round(1000 * s / len(indices), 4) for name, s in cpu_seconds(work, repeats).items()}
 
 
+def packed(images: ImageSet, indices: list[int], folder: Path, repeats: int) -> dict[str, float]:
+    """Return the milliseconds an image of reading files and of reading a pack, from memory and from the disk."""
+    manifest = folder / "manifest"
+    check_data(ImageFolderSettings(root=str(images.root), val=None), manifest)
+    pack_images(manifest, folder / "pack")
+    pack = ImageSet.from_manifest(manifest, "train").pack
+    assert pack is not None
+
+    def forget(paths: Iterable[Path]) -> None:
+        for path in paths:
+            with path.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    paths = [images.path(index) for index in indices]
+    work: dict[str, Callable[[], object]] = {
+        "files": lambda: [read_bytes(path) for path in paths],
+        "pack": lambda: [pack.read(index) for index in indices],
+    }
+    found = {f"{name}_in_memory": seconds for name, seconds in measure(work, repeats).items()}
+    for name, forgotten in (("files", paths), ("pack", list((folder / "pack").glob("*.tar")))):
+        seconds = []
+        for _ in range(repeats):
+            forget(forgotten)
+            seconds.append(timed(work[name]))
+        found[f"{name}_on_disk"] = statistics.median(seconds)
+    return {name: round(1000 * value / len(indices), 4) for name, value in found.items()}
+
+
 def reduced_decoding(repeats: int) -> dict[str, float]:
     """Return what decoding a large photograph at half its size would save (it is left out), and how it would change it.
 
@@ -131,10 +164,10 @@ def reduced_decoding(repeats: int) -> dict[str, float]:
     """
     stored = BytesIO()
     draw(0, 2400, 1600).save(stored, "JPEG", quality=90)
-    data = np.frombuffer(stored.getvalue(), np.uint8)
+    data = stored.getvalue()
 
     def half() -> Image.Image:
-        photo = Image.open(BytesIO(stored.getvalue()))
+        photo = Image.open(BytesIO(data))
         photo.draft("RGB", (1200, 800))
         return photo.convert("RGB")
 
@@ -229,6 +262,7 @@ def main() -> None:
         "images_per_second_per_core": {name: round(value, 1) for name, value in per_core.items()},
         "ours_over_baseline": round(per_core["ours"] / per_core["baseline"], 2),
         "milliseconds_an_image": parts(images, views, indices, args.repeats),
+        "milliseconds_to_read_an_image": packed(images, indices, args.folder, args.repeats),
         "photograph_of_2400_x_1600": reduced_decoding(args.repeats),
         f"images_per_second_with_{args.workers}_workers": {"baseline": round(usual_rate, 1), "ours": round(rate, 1)},
         f"private_mb_every_{args.steps // 10}_batches": memory,

@@ -90,7 +90,7 @@ class ImageSet:
     def load(self, index: int) -> Image.Image:
         """Return image ``index`` in mode RGB."""
         path = self.path(index)
-        return load_rgb(path) if self.pack is None else decode_rgb(BytesIO(self.pack.read(index).data), path)
+        return load_rgb(path) if self.pack is None else decode_rgb(BytesIO(self.pack.read(index)), path)
 
     def pixels(self, index: int) -> Tensor:
         """Return the pixels of image ``index``, (3, height, width), uint8: those of :meth:`load`, faster."""

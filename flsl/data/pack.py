@@ -59,7 +59,7 @@ class Pack:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # a process that is given the pack opens the files itself
 
-    def read(self, index: int) -> NDArray[np.uint8]:
+    def read(self, index: int) -> bytes:
         """Return the bytes of image ``index``.
 
         Raises:
@@ -67,17 +67,16 @@ class Pack:
         """
         shard, offset, size = self._index[index].tolist()
         path = self._shards[shard]
-        data = np.empty(size, dtype=np.uint8)
         try:
             if shard not in self._open:
                 self._open[shard] = path.open("rb", buffering=0)
-            done = 0
-            while done < size:
-                # at a given place: processes that share the open file do not disturb each other
-                count = os.preadv(self._open[shard].fileno(), [data.data[done:]], offset + done)
-                if not count:
+            # at a given place: processes that share the open file do not disturb each other
+            data = os.pread(self._open[shard].fileno(), size, offset)
+            while len(data) < size:  # a network's file system may give less than it is asked for
+                more = os.pread(self._open[shard].fileno(), size - len(data), offset + len(data))
+                if not more:
                     raise UserError(f"{path}: ends within image {index}; {_AGAIN}")
-                done += count
+                data += more
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from error
         return data

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flsl.data.decode import open_image, reason, to_rgb
@@ -24,19 +23,19 @@ except ImportError:  # on a machine for which there is no wheel
     decode_jpeg = None
 
 
-def read_bytes(path: Path) -> NDArray[np.uint8]:
+def read_bytes(path: Path) -> bytes:
     """Return a file's bytes.
 
     Raises:
         UserError: when it cannot be read.
     """
     try:
-        return np.fromfile(path, dtype=np.uint8)
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: not a readable image: {reason(error)}") from error
 
 
-def decode_pixels(data: NDArray[np.uint8], name: object) -> Tensor:
+def decode_pixels(data: bytes, name: object) -> Tensor:
     """Return the pixels (3, height, width), uint8, that :func:`flsl.data.decode.load_rgb` would give.
 
     Usual JPEGs are decoded by simplejpeg; everything else, and what it refuses, by Pillow.
@@ -50,7 +49,7 @@ def decode_pixels(data: NDArray[np.uint8], name: object) -> Tensor:
     """
     try:
         # Pillow reads the header in any case: it knows more kinds, and refuses decompression bombs
-        image = open_image(BytesIO(data.data))
+        image = open_image(BytesIO(data))
         if decode_jpeg is not None and image.format == "JPEG" and image.mode == "RGB":
             with suppress(ValueError):
                 return torch.from_numpy(decode_jpeg(data, "RGB")).permute(2, 0, 1)
