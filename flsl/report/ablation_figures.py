@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flsl.report.ablations import AblationTable, Row, short, value_text
+from flsl.report.ablations import AblationTable, Row, short
 from flsl.report.drawing import COLOURS, figure_files
 from flsl.report.tables import Headline
+from flsl.runtime.ablations import value_text
 from flsl.runtime.results import is_number
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from flsl.report.markdown import code, counted, table
 from flsl.report.tables import Headline, best, headlines, reference
-from flsl.runtime.ablations import FOLDER, Ablation, Point, log_of_missing, log_tail
+from flsl.runtime.ablations import FOLDER, Ablation, Point, log_of_missing, log_tail, point_label, value_text
 from flsl.runtime.outputs import atomic, write_text
 from flsl.runtime.results import Project, Run
 
@@ -119,7 +119,7 @@ def tabulate(project: Project, ablation: Ablation) -> AblationTable:
     ]
     rows = [
         Row(
-            label=points[0].name or values_text(points[0].values),
+            label=point_label(points[0]),
             points=points,
             figures={
                 head.metric: Spread(
@@ -140,20 +140,6 @@ def tabulate(project: Project, ablation: Ablation) -> AblationTable:
                 log = log_of_missing(project.folder, point, absent[0])
                 missing.append(Missing(row.label, point, absent, log))
     return AblationTable(ablation, heads, rows, missing, reference(project))
-
-
-def values_text(values: Mapping[str, Any]) -> str:
-    """Return the values of a point, e.g. ``0.1, 0.2``; what has no axes is the base."""
-    return ", ".join(value_text(value) for value in values.values()) or "base"
-
-
-def value_text(value: Any) -> str:
-    """Return a setting's value: numbers and words as they are, a schedule as ``0.1 → 0.4``, others as JSON."""
-    if isinstance(value, Mapping) and set(value) == {"start", "end"}:
-        return f"{value_text(value['start'])} → {value_text(value['end'])}"
-    if isinstance(value, float):
-        return repr(value).removesuffix(".0")
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def short(axis: str) -> str:

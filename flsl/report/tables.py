@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from flsl.runtime.errors import UserError
+from flsl.runtime.ablations import membership, point_label, read_ablations
+from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.results import Project, Run, flat, read_project
 
 # (what it is, its name; `@20` stands for the nearest k that was evaluated), in the order of the tables
@@ -38,33 +39,78 @@ class Headline:
     metric: str
 
 
-def load_results(path: Path | str) -> pd.DataFrame:
+def load_results(path: Path | str, ablation: str | None = None) -> pd.DataFrame:
     """Read a project's results as a tidy table, one row a figure.
 
     Args:
         path: ``results/<project>``.
+        ablation: only the points of this ablation, and of the settings only those that it varies.
 
     Returns:
         columns ``project``, ``run``, ``baseline`` (whether the encoder was not pretrained here), ``stage``,
-        ``metric``, ``value``, ``seed``, and one a pretraining setting by dotted name (lists as JSON text).
+        ``metric``, ``value`` (percentages where they are accuracies or precisions), ``seed``, ``ablations`` (the names
+        of those that the run is a point of, with commas between), and one a setting by dotted name: all of
+        ``pretrain``, and what any run changes of its evaluations (lists and schedules as JSON text). With ``ablation``,
+        the settings are its axes, ``point`` is what its table calls the point and ``base`` whether that is the base.
 
     Raises:
-        UserError: when there is no such folder.
+        UserError: when there is no such folder or ablation.
+
+    Example:
+        Mean and deviation over seeds, for each point of an ablation::
+
+            table = load_results("results/demo", ablation="prototypes")
+            figures = table[table["metric"] == "knn/top1@20"]
+            print(figures.groupby("pretrain.prototypes")["value"].agg(["mean", "std", "count"]))
     """
-    return tidy(read_project(path))
+    project = read_project(path)
+    return tidy(project) if ablation is None else _points(project, ablation)
 
 
 def tidy(project: Project) -> pd.DataFrame:
     """Return a project's figures as :func:`load_results` does."""
+    member = membership(read_ablations(project.folder, []))
+    varied = {name for run in project.runs for name in _params(run)}
     rows: list[dict[str, Any]] = []
     for run in project.runs:
-        params = {name: json.dumps(value) if isinstance(value, list) else value for name, value in _params(run).items()}
+        own = _params(run)
+        if not run.baseline:
+            # a setting that another run changes has a value in this one as well
+            everything = flat(run.config)
+            own |= {name: everything[name] for name in varied - own.keys() if name in everything}
+        params = {name: _cell(value) for name, value in own.items()}
+        about = {"seed": run.seed, "ablations": ",".join(member.get(run.name, []))}
         for stage in run.stages.values():
             for metric, value in stage.figures.items():
                 known = {"project": project.name, "run": run.name, "baseline": run.baseline, "stage": stage.name}
-                rows.append({**known, "metric": metric, "value": value, "seed": run.seed, **params})
-    columns = ["project", "run", "baseline", "stage", "metric", "value", "seed"]
+                rows.append({**known, "metric": metric, "value": value, **about, **params})
+    columns = ["project", "run", "baseline", "stage", "metric", "value", "seed", "ablations"]
     return pd.DataFrame(rows, columns=None if rows else columns)
+
+
+def _points(project: Project, name: str) -> pd.DataFrame:
+    """Return the figures of an ablation's points."""
+    ablations = read_ablations(project.folder, [])
+    if name not in ablations:
+        there = ", ".join(ablations) or "none"
+        raise UserError(f"{project.folder}: has no ablation '{name}'{nearest(name, ablations)}; it has {there}")
+    runs = {run.name: run for run in project.runs}
+    rows: list[dict[str, Any]] = []
+    for point in ablations[name].points:
+        stages = runs[point.run].stages.values() if point.run in runs else ()
+        about = {"seed": point.seed, "point": point_label(point), "base": point.base}
+        values = {axis: _cell(value) for axis, value in point.values.items()}
+        for stage in stages:
+            for metric, value in stage.figures.items():
+                known = {"project": project.name, "run": point.run, "baseline": False, "stage": stage.name}
+                rows.append({**known, "metric": metric, "value": value, **about, **values})
+    columns = ["project", "run", "baseline", "stage", "metric", "value", "seed", "point", "base"]
+    return pd.DataFrame(rows, columns=None if rows else [*columns, *ablations[name].axes])
+
+
+def _cell(value: Any) -> Any:
+    """Return a setting's value as a table's cell: what is no single value as JSON text."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def wide(project: Project) -> pd.DataFrame:

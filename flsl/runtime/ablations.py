@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +84,20 @@ def membership(ablations: Mapping[str, Ablation]) -> dict[str, list[str]]:
         for run in dict.fromkeys(point.run for point in ablation.points):
             runs.setdefault(run, []).append(name)
     return runs
+
+
+def point_label(point: Point) -> str:
+    """Return what a table calls a point: its name, or its values, e.g. ``0.1, 0.2``; what has no axes is the base."""
+    return point.name or ", ".join(value_text(value) for value in point.values.values()) or "base"
+
+
+def value_text(value: Any) -> str:
+    """Return a setting's value: numbers and words as they are, a schedule as ``0.1 → 0.4``, others as JSON."""
+    if isinstance(value, Mapping) and set(value) == {"start", "end"}:
+        return f"{value_text(value['start'])} → {value_text(value['end'])}"
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def log_of_missing(project_folder: Path, point: Point, stage: str) -> Path | None:

@@ -108,7 +108,8 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes this run another one: ``pretrain`` and ``seed``, or what a baseline is made from, nested."""
+        """What makes this run another one, nested: ``pretrain``, ``seed``, what it changes of its evaluations, or what
+        a baseline is made from."""
         pretrain = self.stages.get(PRETRAIN)
         recorded = dict(pretrain.params) if pretrain is not None else {}
         if self.baseline:
@@ -121,6 +122,10 @@ class Run:
             recipe = dict(_mapping(self.config, PRETRAIN) or recorded)
             recipe.pop("seed", None)
             settings = {PRETRAIN: recipe} if recipe else {}
+            for name, value in _mapping(_mapping(self.config, "runs"), self.name).items():
+                # what a run changes of its evaluations makes it another one as well
+                if name.partition(".")[0] not in (PRETRAIN, "seed"):
+                    _set(settings, name.split("."), value)
         if self.seed is not None:
             settings["seed"] = self.seed
         return settings
@@ -246,6 +251,14 @@ def read_config(path: Path, problems: list[str]) -> Mapping[str, Any]:
         problems.append(f"{path}: is not a mapping of settings; left out")
         return {}
     return config
+
+
+def _set(settings: dict[str, Any], names: list[str], value: Any) -> None:
+    """Set ``settings[a][b][c] = value`` for the names a, b, c."""
+    *parents, last = names
+    for name in parents:
+        settings = settings.setdefault(name, {})
+    settings[last] = value
 
 
 def _object(value: Any, path: Path) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from flsl.runtime.machine import SYSTEM
 from flsl.runtime.outputs import sha256_json
 from flsl.runtime.progress import warn
 from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, Run, Stage, stage_folders
+from flsl.track.ablations import Part, shown
 from flsl.track.files import artifacts, listing, signature
 from flsl.track.history import Mark, Point, milliseconds, new_points
 from flsl.track.names import config_hash, is_curve, mlflow_name, mlflow_params
@@ -78,14 +79,22 @@ class Mirror:
         place: where the runs belong.
         settings: what to send.
         begun: when a stage began that has not said so yet, in milliseconds since 1970; ``None`` is now.
+        ablations: what each run shows of ablations; ``None`` leaves that as it is.
 
     Attributes:
         counts: what was done so far.
     """
 
     def __init__(
-        self, store: Store, experiment: str, place: Place, settings: TrackingSettings, begun: int | None = None
+        self,
+        store: Store,
+        experiment: str,
+        place: Place,
+        settings: TrackingSettings,
+        begun: int | None = None,
+        ablations: Mapping[str, Part] | None = None,
     ) -> None:
+        self._ablations = ablations
         self._store, self._experiment, self._place, self._settings = store, experiment, place, settings
         self._begun = begun or now()
         self._uploads = True
@@ -104,6 +113,7 @@ class Mirror:
         files = signature(run.folder, self._settings.artifact_mb) if whole else ""
         parent = self._bring(known.get(""), self._wanted_run(run, known.get(""), whole, state))
         self._upload(parent, run.folder, listing(run.folder, {CONFIG}), {})
+        self._show_ablations(parent, run.name)
         for stage in run.stages.values():
             self._stage(run, stage, parent, known.get(stage.name), state)
             self.counts.stages += 1
@@ -124,6 +134,7 @@ class Mirror:
             and parents[0].tags.get("flsl.folder") == str(self._place.folder)
             and stages == sorted(path.name for path in stage_folders(folder))
             and {one.tags.get("mlflow.parentRunId") for one in seen} <= {None, parents[0].run_id}
+            and (self._ablations is None or shown(self._ablations.get(folder.name, Part()), parents[0].tags))
         )
 
     def remove(self, seen: Seen) -> None:
@@ -202,6 +213,22 @@ class Mirror:
             self._uploads = False
             return
         self._store.log(seen.run_id, tags={"flsl.artifacts": stored})
+
+    def _show_ablations(self, parent: Seen, run: str) -> None:
+        """Say which ablations a run is a point of, and store the tables and figures that lie with it."""
+        if self._ablations is None or shown(part := self._ablations.get(run, Part()), parent.tags):
+            return
+        if part.files and not self._uploads:
+            return
+        try:
+            for into, paths in part.files.items():
+                for path in paths:
+                    self._store.upload(parent.run_id, path, into)
+        except TrackingError as error:
+            warn(f"files are not stored: {error}")
+            self._uploads = False
+            return
+        self._store.log(parent.run_id, tags=part.tags)
 
     def _wanted_run(self, run: Run, seen: Seen | None, whole: bool, state: str | None) -> Wanted:
         settings = run.settings

@@ -174,9 +174,9 @@ class Store:
         self._call(self._client.set_tag, run_id, "flsl.deleted", reason)
         self._call(self._client.delete_run, run_id)
 
-    def upload(self, run_id: str, path: Path) -> None:
-        """Store a file with a run."""
-        self._call(self._client.log_artifact, run_id, str(path))
+    def upload(self, run_id: str, path: Path, into: str | None = None) -> None:
+        """Store a file with a run, below the folder ``into``."""
+        self._call(self._client.log_artifact, run_id, str(path), into)
 
     def upload_text(self, run_id: str, name: str, text: str) -> None:
         """Store a text with a run, as the file ``name``."""

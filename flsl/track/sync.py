@@ -11,6 +11,7 @@ from flsl.config.loading import check
 from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.progress import track, warn
 from flsl.runtime.results import CONFIG, read_config, read_project, read_run, run_folders
+from flsl.track.ablations import parts
 from flsl.track.lock import sending
 from flsl.track.mirror import Counts, Mirror, Place
 from flsl.track.store import Seen, default_uri, open_store
@@ -59,7 +60,7 @@ def sync(
         for one in store.runs(experiment, {"flsl.project": place.project}):
             seen[one.tags.get("flsl.run", "")].append(one)
         _warn_of_others(seen, folders, place)
-        mirror = Mirror(store, experiment, place, settings)
+        mirror = Mirror(store, experiment, place, settings, ablations=parts(folder))
         for name, path in track(folders.items(), "runs to MLflow", len(folders)):
             if mirror.up_to_date(path, seen[name]):
                 mirror.counts.unchanged += 1
