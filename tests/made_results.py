@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import yaml
 
 from flsl.config.experiment import Experiment
 from flsl.config.loading import check, run_experiment
+from flsl.config.sweep import plan, record
 from flsl.runtime.outputs import sha256_json, write_json, write_text
 
 BEGIN = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -131,4 +133,22 @@ def demo(root: Path, **settings: Any) -> Results:
     results.stage("untrained", "knn", {name: value - 10 for name, value in KNN.items()})
     results.stage("untrained", "linear", {name: value + 1 for name, value in LINEAR.items()})
     results.manifest()
+    return results
+
+
+def ablated(root: Path, ablations: dict[str, Any], lacking: tuple[str, ...] = (), **settings: Any) -> Results:
+    """A project in which every planned run has k-NN and linear figures, but for those of ``lacking``."""
+    random = Random(0)
+    whole = experiment(ablations=ablations, stages=["knn", "linear"], **settings)
+    results = Results(root, whole)
+    planned = plan(whole)
+    for name in planned.ablations:
+        write_json(results.folder / "ablations" / name / "ablation.json", record(planned, name))
+    for run in planned.runs.values():
+        write_text(results.folder / "runs" / run.name / "config.yaml", yaml.safe_dump(run.settings.plain()))
+        if run.name in lacking:
+            continue
+        results.stage(run.name, "pretrain", {"pretrain/loss": 1.0}, run.settings.pretrain.plain())
+        for stage in run.settings.stages:
+            results.stage(run.name, stage, {f"{stage}/top1" + "@20" * (stage == "knn"): random.uniform(20, 80)})
     return results

@@ -69,7 +69,7 @@ def _key(found: AblationTable, kind: str) -> str:
     words = [f"{base}: base"] if any(row.base for row in found.rows) else []
     words.append({"lines": "star: best", "map": "star: best", "bars": "bold: best"}[kind])
     if any(len(row.points) > 1 for row in found.rows):
-        words.append("±: sample deviation over seeds" if kind == "map" else "bar ends and dots: seeds")
+        words.append("±: sample deviation over seeds" if kind == "map" else "whiskers: sample deviation · dots: seeds")
     known = {} if found.untrained is None else found.untrained.figures
     if found.untrained is not None and kind != "map" and any(head.metric in known for head in found.heads):
         words.append(f"dashed: {found.untrained.name}")
@@ -85,6 +85,11 @@ def _lines(axis: Axes, found: AblationTable, head: Headline) -> None:
     if min(places) > 0 and max(places) >= 8 * min(places):
         axis.set_xscale("log")
         axis.minorticks_off()
+        margin = (max(places) / min(places)) ** 0.08
+        axis.set_xlim(min(places) / margin, max(places) * margin)
+    else:
+        margin = 0.08 * (max(places) - min(places))
+        axis.set_xlim(min(places) - margin, max(places) + margin)
     axis.set_xticks(places, [value_text(row.values[name]) for row in rows])
     axis.set_xlabel(short(name), fontsize=9)
     axis.set_ylabel("%", fontsize=9)
@@ -114,8 +119,12 @@ def _lines(axis: Axes, found: AblationTable, head: Headline) -> None:
         if len(row.figures[head.metric].values) < row.figures[head.metric].planned:
             text = "missing" if not row.figures[head.metric].values else "seed missing"
             transform = axis.get_xaxis_transform()
-            axis.text(place, 0.03, text, color=_LACKING, rotation=90, ha="center", fontsize=8, transform=transform)
-    axis.margins(x=0.08, y=0.15)
+            mark = axis.text(
+                place, 0.03, text, color=_LACKING, rotation=90, ha="center", fontsize=8, transform=transform
+            )
+            # it lies within the panel, which need not make room for it
+            mark.set_in_layout(False)
+    axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -188,7 +197,7 @@ def _bars(axis: Axes, found: AblationTable, head: Headline) -> None:
     axis.set_xlim(0, 1.3 * (max(ends) or 1.0))
     axis.set_xlabel("%", fontsize=9)
     if not any(row.points[0].name for row in rows):
-        axis.set_ylabel(", ".join(short(name) for name in found.ablation.axes), fontsize=8)
+        axis.set_ylabel("\n".join(short(name) for name in found.ablation.axes), fontsize=8)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
 

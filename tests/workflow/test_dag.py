@@ -60,7 +60,11 @@ def snakemake(place: Path, *arguments: str, config: dict[str, object] = CONFIG) 
 
 def planned(place: Path, config: dict[str, object] = CONFIG) -> dict[str, int]:
     """The rules that a dry run would run, and how often."""
-    result = snakemake(place, "--dry-run", config=config)
+    return planned_of(snakemake(place, "--dry-run", config=config))
+
+
+def planned_of(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """The rules that a dry run has said it would run, and how often."""
     output = result.stdout + result.stderr
     assert result.returncode == 0, output
     if "Nothing to be done" in output:
