@@ -34,4 +34,10 @@ class ComputeSettings(Settings):
         "less than 1 % of the time.",
     )
     checkpoint_steps: int = Field(0, ge=0, description="Steps between two checkpoints; 0 leaves it to the minutes.")
+    keep_epochs: int = Field(
+        0,
+        ge=0,
+        description="Epochs between two teachers that stay in `pretrain/epochs`, the untrained one first, for pictures "
+        "and comparisons; 0: none.",
+    )
     checkpoints_kept: int = Field(2, ge=1, description="Newest checkpoints kept; two survive a damaged newest one.")

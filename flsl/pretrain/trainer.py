@@ -17,15 +17,17 @@ from flsl.config.pretrain import PretrainSettings
 from flsl.model.backbone import save_backbone, timm_metadata
 from flsl.model.vit import timm_arguments
 from flsl.pretrain.loader import Images, Order, build_loader
+from flsl.pretrain.network import FLSLNetwork
 from flsl.pretrain.online_knn import OnlineKnn
 from flsl.pretrain.pace import Pace
 from flsl.pretrain.recipe import recipe_of
 from flsl.pretrain.schedules import values_at
 from flsl.pretrain.step import LOSSES, TrainingStep
 from flsl.runtime import checkpoint, distributed
+from flsl.runtime.environment import write_lock
 from flsl.runtime.history import History, read_history
 from flsl.runtime.interrupt import Stopped, StopRequest
-from flsl.runtime.outputs import StageRecord, sha256_json
+from flsl.runtime.outputs import StageRecord, sha256_file, sha256_json
 from flsl.runtime.progress import bar, say
 
 
@@ -96,6 +98,9 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     batches = iter(build_loader(images, step.views, job.seed, order, compute.workers))
     steps = settings.epochs * order.steps_per_epoch
 
+    if start == 0 and _keeps(job, 0):
+        _keep_epoch(job, 0, step.teacher, process.is_main)
+
     def save(done: int) -> Path | None:
         """Write the state after ``done`` steps, unless a loss was not finite."""
         step.guard.check(last_saved)
@@ -103,6 +108,9 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
             return None
         history.sync()
         return checkpoint.save_step(job.out / "checkpoints", done, _state(job, done, step), compute.checkpoints_kept)
+
+    if process.is_main:
+        record.made_with = {**write_lock(job.out), "compile": compute.compile, "data_sha256": job.data}
 
     with StopRequest() as stop, bar("pretraining (steps)", steps, start, enabled=process.is_main) as shown:
         window_start, window_step, pace = time.perf_counter(), start, Pace(compute)
@@ -158,6 +166,9 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
             if pace.due(done, epoch_ends) or signum or done == steps:
                 with pace.saving():
                     last_saved = save(done) or last_saved
+            if epoch_ends and _keeps(job, done // order.steps_per_epoch):
+                step.guard.check(last_saved)
+                _keep_epoch(job, done // order.steps_per_epoch, step.teacher, process.is_main)
             shown.advance(1, note)
             if signum and done < steps:
                 distributed.finish()
@@ -168,6 +179,20 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
         metrics = _finish(job, record, steps, step)
     distributed.finish()
     return metrics
+
+
+def _keeps(job: Job, epoch: int) -> bool:
+    every = job.compute.keep_epochs
+    return bool(every) and epoch % every == 0
+
+
+def _keep_epoch(job: Job, epoch: int, teacher: FLSLNetwork, writes: bool) -> None:
+    """Keep the teacher as it is after an epoch."""
+    if not writes:
+        return
+    name, arguments = timm_arguments(job.settings.encoder, job.settings.views.teacher_size)
+    about = {"epoch": epoch, "recipe": job.recipe, "run": job.run, **timm_metadata(name, arguments)}
+    checkpoint.save(job.out / "epochs" / f"epoch-{epoch:04d}.pth", {**about, "teacher": teacher.state_dict()})
 
 
 def _check_due(job: Job, epoch: int) -> bool:
@@ -204,7 +229,7 @@ def _resume(job: Job, process: distributed.Process, step: TrainingStep) -> tuple
     distributed.barrier()
     if sha256_json(state.get("recipe")) != sha256_json(job.recipe):
         if process.is_main:
-            names = ("checkpoints", "history.jsonl", "checkpoint.pth", "backbone.safetensors", "metrics.json")
+            names = ("checkpoints", "epochs", "history.jsonl", "checkpoint.pth", "backbone.safetensors", "metrics.json")
             kept = checkpoint.set_aside(job.out, names, f"superseded-{sha256_json(state.get('recipe'))[:8]}")
             say(f"settings or data differ from those of {path.name}: starting anew; the old files are in {kept}")
         return 0, None
@@ -230,5 +255,6 @@ def _finish(job: Job, record: StageRecord, steps: int, step: TrainingStep) -> di
     speeds = sorted(line["images_per_second"] for line in lines if "images_per_second" in line)
     metrics["pretrain/images_per_second"] = float(speeds[len(speeds) // 2])
     metrics["pretrain/steps"] = steps
-    record.write(job.out / "metrics.json", metrics)
+    weights = {"backbone.safetensors": sha256_file(job.out / "backbone.safetensors")}
+    record.write(job.out / "metrics.json", metrics, weights=weights)
     return metrics

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import tempfile
@@ -133,6 +134,22 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def git_origin() -> str | None:
+    """Return where the checkout that the package runs from was cloned from, or its folder; None without git."""
+    here = Path(__file__).parent
+    for arguments in (["remote", "get-url", "origin"], ["rev-parse", "--show-toplevel"]):
+        try:
+            answer = subprocess.run(
+                ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if answer:
+            # a name or a token before the host is nobody else's
+            return re.sub(r"(?<=://)[^/@]*@", "", answer)
+    return None
+
+
 @cache
 def git_revision() -> str | None:
     """Return the commit of the checkout that the package runs from, ``-dirty`` appended if it was changed."""
@@ -173,6 +190,7 @@ class StageRecord:
         params: the stage's settings, and no others.
         inputs: the files it reads; each is hashed into the provenance.
         device: e.g. ``"cpu"`` or ``"cuda: NVIDIA H100"``.
+        made_with: further facts for the provenance, e.g. the lock of all packages.
     """
 
     stage: str
@@ -180,6 +198,7 @@ class StageRecord:
     params: Mapping[str, Any]
     inputs: list[Path] = field(default_factory=list)
     device: str = "cpu"
+    made_with: Mapping[str, Any] = field(default_factory=dict)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _clock: float = field(default_factory=time.perf_counter)
 
@@ -211,6 +230,7 @@ class StageRecord:
                 "seconds": round(time.perf_counter() - self._clock, 3),
                 "config_sha256": sha256_json(dict(self.params)),
                 "inputs": {str(path): sha256_file(path) for path in self.inputs},
+                **self.made_with,
             },
             **extra,
         }
