@@ -12,7 +12,20 @@ from flsl import __version__
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command; torch is imported only by the subcommand that runs."""
-    from flsl.cli import ablation, data, detect, doctor, pretrain, probe, report, settings, submit, track, video
+    from flsl.cli import (
+        ablation,
+        data,
+        detect,
+        doctor,
+        pretrain,
+        probe,
+        report,
+        settings,
+        submit,
+        track,
+        video,
+        visualize,
+    )
 
     parser = argparse.ArgumentParser(
         prog="flsl",
@@ -21,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"flsl {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for group in (settings, data, pretrain, submit, probe, detect, video, track, report, ablation, doctor):
+    commands_of = (settings, data, pretrain, submit, probe, detect, video, visualize, track, report, ablation, doctor)
+    for group in commands_of:
         group.add(commands)
     return parser
 

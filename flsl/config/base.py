@@ -12,7 +12,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 """A name that is safe as a folder, a SLURM job name and an MLflow tag."""
-Stage = Literal["knn", "linear", "aligned_knn", "coco", "uavdt", "davis"]
+Stage = Literal["knn", "linear", "aligned_knn", "coco", "uavdt", "davis", "visualize"]
 """An evaluation."""
 
 

@@ -15,6 +15,7 @@ from flsl.config.detect import DetectionSettings
 from flsl.config.pretrain import PretrainSettings
 from flsl.config.probe import AlignedKnnSettings, FeatureSettings, KnnSettings, LinearSettings
 from flsl.config.video import DavisSettings
+from flsl.config.visualize import VisualizeSettings
 
 
 class BaselineSettings(Settings):
@@ -80,6 +81,7 @@ class Experiment(Settings):
     aligned_knn: AlignedKnnSettings = Field(AlignedKnnSettings(), description="bbox-aligned k-NN.")
     detection: DetectionSettings = Field(DetectionSettings(), description="Mask R-CNN on COCO, and UAVDT.")
     davis: DavisSettings = Field(DavisSettings(), description="Video object segmentation.")
+    visualize: VisualizeSettings = Field(VisualizeSettings(), description="Pictures of what is learnt.")
     compute: ComputeSettings = Field(ComputeSettings(), description="Devices, threads, intervals: speed, not results.")
     cluster: ClusterSettings = Field(ClusterSettings(), description="The job of `flsl submit pretrain`.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")

@@ -77,6 +77,7 @@ def require_data(experiment: Experiment) -> None:
         "coco": "coco",
         "uavdt": "uavdt",
         "davis": "davis",
+        "visualize": "images",
     }
     if experiment.data.images is None:
         raise UserError("data.images: pretraining needs an image folder; name its root there")

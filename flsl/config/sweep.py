@@ -37,8 +37,9 @@ _CONCERNS = {
     "coco": ("detection.engine", "detection.model", "detection.coco"),
     "uavdt": ("detection.engine", "detection.model", "detection.uavdt"),
     "davis": ("davis",),
+    "visualize": ("visualize",),
 }
-_VARIABLE = ("seed", "pretrain", "features", "knn", "linear", "aligned_knn", "detection", "davis")
+_VARIABLE = ("seed", "pretrain", "features", "knn", "linear", "aligned_knn", "detection", "davis", "visualize")
 _LONGEST = 100
 
 

@@ -1,0 +1,1 @@
+"""Pictures of what an encoder has learnt: attention, features, assignments and prototypes."""

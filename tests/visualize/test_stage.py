@@ -1,0 +1,168 @@
+"""`flsl visualize` as people run it: encoders side by side, epochs, other files, and what cannot be drawn."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from flsl.cli import main
+from flsl.model.backbone import load_backbone
+
+CONFIG = {
+    "project": "test",
+    "pretrain": {
+        "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
+        "views": {"teacher_size": 32, "global_size": 32, "local_size": 16},
+        "head": {"hidden": 16, "bottleneck": 8, "batch_norm": True},
+        "prototypes": 8,
+        "epochs": 4,
+        "batch_size": 4,
+        "learning_rate": 0.05,
+        "precision": "float32",
+        "online_knn_every": 0,
+    },
+    "visualize": {"images": 3, "patches": 4, "prototypes": 5},
+    "compute": {"workers": 0, "threads": 1, "device": "cpu", "keep_epochs": 2},
+    "tracking": {"live": False},
+}
+ALL = {"attention.png", "pca.png", "segments.png", "usage.png", "prototypes.png", "metrics.json"}
+
+
+def flsl(place: Path, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command there: training in a process of its own, the rest in this one, which saves importing torch."""
+    words = list(map(str, arguments))
+    if words[0] == "pretrain":
+        result = subprocess.run([sys.executable, "-m", "flsl", *words], cwd=place, text=True, capture_output=True)
+    else:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+        result = subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checked images, and a run that kept its teachers of epochs 0, 2 and 4 (its last)."""
+    root = tmp_path_factory.mktemp("visualize")
+    rng = np.random.default_rng(0)
+    for index in range(18):
+        path = root / "images" / ("train" if index < 8 else "val") / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 36 + index, 3), dtype=np.uint8)).save(path)
+    (root / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    flsl(root, "data", "check", "images", "--root", "images", "--out", "m")
+    flsl(root, "pretrain", "--config", "config.yaml", "--images", "m", "--out", "run/pretrain", "--name", "ours")
+    return root
+
+
+def draw(place: Path, out: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    common = ("visualize", "--config", "config.yaml", "--images", "m", "--out", out)
+    return flsl(place, *common, *arguments, check=check)
+
+
+def record(place: Path, out: str) -> dict[str, dict[str, float]]:
+    return json.loads((place / out / "metrics.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_epochs_stand_beside_the_run_and_the_pictures_are_the_same_each_time(place: Path) -> None:
+    kept = sorted(path.name for path in (place / "run/pretrain/epochs").iterdir())
+    assert kept == ["epoch-0000.pth", "epoch-0002.pth", "epoch-0004.pth"]
+    draw(place, "one", "--encoder", "run/pretrain/checkpoint.pth", "--epochs")
+    assert {path.name for path in (place / "one").iterdir()} == ALL
+    made = record(place, "one")
+    # the last epoch's is the run's own
+    assert list(made["encoders"]) == ["epoch 0", "epoch 2", "ours"]
+    figures = made["metrics"]
+    assert figures["visualize/prototypes"] == 8
+    assert 1 <= figures["visualize/perplexity"] <= figures["visualize/prototypes_used"] <= 8
+    assert 0 < figures["visualize/pca_variance"] <= 100
+    draw(place, "two", "--encoder", "run/pretrain/checkpoint.pth", "--epochs", "visualize.batch_size=3")
+    for name in ALL - {"metrics.json"}:
+        assert (place / "one" / name).read_bytes() == (place / "two" / name).read_bytes()
+
+
+def test_kept_epoch_is_an_encoder_like_any_other(place: Path) -> None:
+    last = load_backbone(place / "run/pretrain/epochs/epoch-0004.pth").vit.state_dict()
+    for name, value in load_backbone(place / "run/pretrain/backbone.safetensors").vit.state_dict().items():
+        assert torch.equal(value, last[name])
+
+
+def test_encoder_without_a_head_has_no_prototypes(place: Path) -> None:
+    draw(place, "bare", "--encoder", "run/pretrain/checkpoint.pth")
+    draw(place, "bare", "--encoder", "bare=run/pretrain/backbone.safetensors")
+    # what an earlier call drew of another encoder is gone
+    assert {path.name for path in (place / "bare").iterdir()} == {"attention.png", "pca.png", "metrics.json"}
+    assert set(record(place, "bare")["metrics"]) == {
+        *("visualize/pca_variance", "visualize/self_attention_keys", "visualize/cross_attention_keys")
+    }
+
+
+def test_chosen_images_of_odd_shapes(place: Path, tmp_path: Path) -> None:
+    Image.new("CMYK", (3, 200), (10, 200, 30, 0)).save(tmp_path / "tall.jpg")
+    Image.new("LA", (1, 1)).save(tmp_path / "dot.png")
+    shown = ("--show", tmp_path / "tall.jpg", "--show", tmp_path / "dot.png")
+    common = ("visualize", "--config", "config.yaml", "--out", tmp_path / "out")
+    flsl(place, *common, "--encoder", "run/pretrain/checkpoint.pth", *shown)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == ALL
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--encoder", "nowhere.pth"], "nowhere.pth: no such file; an encoder to look at is expected there"),
+        (["--encoder", "config.yaml"], "config.yaml: cannot be read as a checkpoint"),
+        (["--encoder", "torn.pth"], "torn.pth: cannot be read as a checkpoint"),
+        (["--encoder", "no-recipe.pth"], "no-recipe.pth: its recipe is not one of a pretraining"),
+        (["--encoder", "no-head.pth"], "no-head.pth: its projection head does not fit its own settings"),
+        (["--encoder", "run/pretrain/checkpoint.pth", "visualize.size=36"], "visualize.size: 36 is not a multiple of"),
+        (["--encoder", "run/pretrain/checkpoint.pth", "--show", "x.png"], "x.png: no such file"),
+        (["--encoder", "run/pretrain/checkpoint.pth", "--show", "config.yaml"], "config.yaml: not a readable image"),
+        (["--encoder", "run/pretrain/checkpoint.pth"] * 2, "two are called 'ours'; name them, e.g. --encoder first="),
+        (["--encoder", "run/pretrain/checkpoint.pth", "--images", "run"], "run: holds no images"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(place: Path, arguments: list[str], words: str) -> None:
+    whole = (place / "run/pretrain/checkpoint.pth").read_bytes()
+    (place / "torn.pth").write_bytes(whole[: len(whole) // 2])
+    state = torch.load(place / "run/pretrain/epochs/epoch-0002.pth", weights_only=True)
+    torch.save({**state, "recipe": {"pretrain": {}}}, place / "no-recipe.pth")
+    bare = {name: value for name, value in state["teacher"].items() if name != "head.prototypes"}
+    torch.save({**state, "teacher": bare}, place / "no-head.pth")
+    result = draw(place, "refused", *arguments, check=False)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (place / "refused").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_that_cannot_be_written_is_told(place: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    result = draw(place, str(tmp_path / "out"), "--encoder", "run/pretrain/checkpoint.pth", check=False)
+    assert result.returncode == 2
+    assert "no permission to write there" in result.stderr
+
+
+def test_file_in_the_place_of_the_folder_is_told(place: Path) -> None:
+    result = draw(place, "config.yaml", "--encoder", "run/pretrain/checkpoint.pth", check=False)
+    assert result.returncode == 2
+    assert "a file stands where a folder is needed" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("folder", ["coco/val2017", "imagenet/train"])
+def test_real_photographs(place: Path, real_data: Path, tmp_path: Path, folder: str) -> None:
+    arguments = ("--encoder", "run/pretrain/checkpoint.pth", "--images", real_data / folder, "visualize.counted=20")
+    flsl(place, "visualize", "--config", "config.yaml", "--out", tmp_path / "out", *arguments)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == ALL

@@ -1,0 +1,60 @@
+# Pictures of what is learnt: attention, features and, where there is a projection head, prototypes.
+
+
+rule visualize:
+    input:
+        encoder=project("runs/{run}/pretrain/checkpoint.pth"),
+        images=project("data/images/manifest.json"),
+    output:
+        pictures=report(
+            expand(
+                project("runs/{{run}}/visualize/{picture}.png"),
+                picture=["segments", "pca", "attention", "prototypes", "usage"],
+            ),
+            category="Pictures",
+            labels={"run": "{run}"},
+            caption="../report/visualize.rst",
+        ),
+        metrics=project("runs/{run}/visualize/metrics.json"),
+    log:
+        log_of("visualize"),
+    benchmark:
+        project("benchmarks/{run}/visualize.tsv")
+    wildcard_constraints:
+        run=alternatives(RUNS),
+    conda:
+        "../../envs/flsl.yaml"
+    threads: 8
+    resources:
+        mem_mb=larger(8000),
+        runtime=larger(60),
+        gpu=GPU,
+    params:
+        config=config_of_run,
+        settings=settings_of("visualize"),
+        images=subpath(input.images, parent=True),
+        folder=subpath(output.metrics, parent=True),
+    message:
+        "Pictures of what {wildcards.run} has learnt"
+    shell:
+        "flsl visualize --config {params.config:q} --name {wildcards.run:q} --encoder {input.encoder:q} --epochs "
+        "--images {params.images:q} --out {params.folder:q} > {log:q} 2>&1"
+
+
+# an encoder alone has no prototypes
+use rule visualize as visualize_baseline with:
+    input:
+        encoder=project("runs/{run}/pretrain/backbone.safetensors"),
+        images=project("data/images/manifest.json"),
+    output:
+        pictures=report(
+            expand(project("runs/{{run}}/visualize/{picture}.png"), picture=["pca", "attention"]),
+            category="Pictures",
+            labels={"run": "{run}"},
+            caption="../report/visualize.rst",
+        ),
+        metrics=project("runs/{run}/visualize/metrics.json"),
+    wildcard_constraints:
+        run=alternatives(BASELINES),
+    message:
+        "Pictures of the baseline {wildcards.run}"
