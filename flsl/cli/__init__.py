@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
         pretrain,
         probe,
         report,
+        reproduce,
         settings,
         submit,
         track,
@@ -34,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"flsl {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    commands_of = (settings, data, pretrain, submit, probe, detect, video, visualize, track, report, ablation, doctor)
-    for group in commands_of:
+    stages = (settings, data, pretrain, submit, probe, detect, video, visualize)
+    for group in (*stages, track, report, ablation, reproduce, doctor):
         group.add(commands)
     return parser
 

@@ -14,7 +14,7 @@ _RECORD = "metrics.json"
 SHARED_FILES: Mapping[str, tuple[str, ...]] = {
     "pretrain": ("backbone.safetensors", _RECORD),
     "features": ("train.safetensors", "val.safetensors", _RECORD),
-    **dict.fromkeys(("knn", "linear", "aligned_knn", "coco", "uavdt", "davis"), (_RECORD,)),
+    **dict.fromkeys(("knn", "linear", "aligned_knn", "coco", "uavdt", "davis", "visualize"), (_RECORD,)),
 }
 """What a run has of a stage that another run makes: links to what later stages read, and the record."""
 

@@ -27,6 +27,12 @@ def metrics_of_points(wildcards):
     ]
 
 
+def checkpoint_of_run(wildcards):
+    """Return the checkpoint of a run's pretraining, in the folder of the run that makes it."""
+    maker = PLAN.runs[wildcards.run].shares.get("pretrain", wildcards.run)
+    return project(f"runs/{maker}/pretrain/checkpoint.pth")
+
+
 def shared_files(stage):
     """Return an input function: a stage's files of the run that makes it."""
 

@@ -3,7 +3,7 @@
 
 rule visualize:
     input:
-        encoder=project("runs/{run}/pretrain/checkpoint.pth"),
+        encoder=checkpoint_of_run,
         images=project("data/images/manifest.json"),
     output:
         pictures=report(
@@ -21,7 +21,7 @@ rule visualize:
     benchmark:
         project("benchmarks/{run}/visualize.tsv")
     wildcard_constraints:
-        run=alternatives(RUNS),
+        run=alternatives(set(RUNS) - set(sharers("visualize"))),
     conda:
         "../../envs/flsl.yaml"
     threads: 8

@@ -1,0 +1,1 @@
+"""How a run was made, as commands that make it again, and what has changed since."""

@@ -1,0 +1,234 @@
+"""The commands that make a run again: a script for a POSIX shell, which checks what it makes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flsl.data.manifest import MANIFEST, load_manifest
+from flsl.runtime.environment import LOCK
+from flsl.runtime.errors import UserError
+from flsl.runtime.results import PRETRAIN, Run, Stage, read_run
+
+_CHECKOUT = "flsl-again"
+_PROBES = ("knn", "linear", "aligned_knn", "visualize")
+
+
+def script(run: Run, out: Path, here: bool, origin: str | None) -> str:
+    """Return the script.
+
+    Args:
+        run: a complete run or baseline of a project.
+        out: folder that the script writes into.
+        here: leave out the checkout and the installation: what is installed is used.
+        origin: where the code can be cloned from; None leaves the checkout to the reader.
+
+    Raises:
+        UserError: when the run's records do not tell how it was made.
+    """
+    stages = _chain(maker(run))
+    lines = [*_head(run), "set -eu", ""]
+    if not here:
+        lines += [*_environment(run, origin), ""]
+    if any(not one.baseline for one in stages) or len(run.stages) > 1:
+        lines += [*_data(run, out), ""]
+    for one in stages:
+        lines += [*_pretraining(one, out), ""]
+    lines += _evaluations(run, out, own_config=run.name not in [one.name for one in stages])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def maker(run: Run) -> Run:
+    """Return the run whose pretraining this one has: itself, or the one that it shares the pretraining of."""
+    name = (pretrained(run).record or {}).get("shared_from")
+    folder = run.folder.parent / str(name)
+    return read_run(folder, []) if name is not None and (folder / PRETRAIN / "metrics.json").is_file() else run
+
+
+def pretrained(run: Run) -> Stage:
+    """Return the run's pretraining, or a baseline's record."""
+    return run.stages[PRETRAIN]
+
+
+def _head(run: Run) -> Iterator[str]:
+    facts = pretrained(run).provenance
+    yield f"# {'baseline' if run.baseline else 'run'} {run.name} of {run.folder.parent.parent}"
+    yield f"# made {facts.get('started')} on {facts.get('host')} ({facts.get('device')}) in {facts.get('seconds')} s"
+    for name in ("processor", "gpu", "cuda", "threads", "world_size"):
+        if facts.get(name) is not None:
+            yield f"# {name}: {facts[name]}"
+
+
+def _environment(run: Run, origin: str | None) -> Iterator[str]:
+    facts = pretrained(run).provenance
+    commit = str(facts.get("git") or "").removesuffix("-dirty")
+    lock = maker(run).folder / PRETRAIN / LOCK
+    yield f"# the code and its environment: Python {facts.get('python') or facts.get('packages', {}).get('python')}"
+    if commit:
+        if origin is not None:
+            yield f"git clone {shlex.quote(origin)} {_CHECKOUT}"
+        yield f"git -C {_CHECKOUT} checkout {commit}"
+    else:
+        yield "# the commit was not recorded: the package did not run from a git checkout"
+    # the working folder stays: paths of data are relative to it
+    yield f"python -m venv {_CHECKOUT}/.venv"
+    yield f". {_CHECKOUT}/.venv/bin/activate"
+    if lock.is_file():
+        yield f"pip install -r {shlex.quote(str(lock.absolute()))}"
+        yield f"pip install --no-deps -e {_CHECKOUT}"
+    else:
+        yield f"# {lock} is not there: the versions are those of constraints.txt"
+        yield f"pip install -c {_CHECKOUT}/constraints.txt -e {_CHECKOUT}"
+
+
+def _data(run: Run, out: Path) -> Iterator[str]:
+    folder = run.folder.parent.parent / "data"
+    scenes = run.config.get("data", {}).get("scenes") if isinstance(run.config.get("data"), Mapping) else None
+    manifests = {path.parent.name: load_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+    wanted = {"images", *({"coco", "uavdt", "davis"} & run.stages.keys())}
+    if isinstance(scenes, Mapping):
+        yield "# the made data"
+        settings = [f"data.scenes.{name}={json.dumps(value)}" for name, value in scenes.items()]
+        yield _command("flsl", "data", "scenes", *settings, "--out", str(scenes["root"]))
+    for name in sorted(wanted & manifests.keys()):
+        manifest, target = manifests[name], out / "data" / name
+        yield f"# the data set {name}: {manifest['files']} files"
+        settings = [f"data.{name}={json.dumps({'root': manifest['root'], **manifest['settings']}, sort_keys=True)}"]
+        yield _command("flsl", "data", "check", name, *settings, "--out", str(target))
+        digest = manifest["content_sha256"]
+        if name == "images":  # what the run was trained on, whatever is there now
+            digest = pretrained(run).provenance.get("data_sha256", digest)
+        yield (
+            f"grep -q {digest} {shlex.quote(str(target / MANIFEST))} || "
+            f"{{ echo '{name}: the files differ from those of the run' >&2; exit 1; }}"
+        )
+
+
+def _pretraining(run: Run, out: Path) -> Iterator[str]:
+    stage = pretrained(run)
+    facts = stage.provenance
+    config, target = out / "runs" / run.name / "config.yaml", out / "runs" / run.name / PRETRAIN
+    yield f"# {'the baseline' if run.baseline else 'pretraining'} {run.name}"
+    yield from _config_file(run, config)
+    common = ["--config", str(config), "--name", run.name, "--out", str(target)]
+    if run.baseline:
+        yield _command("flsl", "baseline", *common)
+        return
+    previous = _previous(run)
+    if previous is not None:
+        earlier = _earlier(run, previous)
+        again = out / "runs" / earlier.name / PRETRAIN / previous.name if earlier is not None else previous
+        common += ["--previous", str(again)]
+    ranks = int(facts.get("world_size", 1))
+    launcher = ["flsl"] if ranks == 1 else ["torchrun", "--standalone", f"--nproc-per-node={ranks}", "-m", "flsl"]
+    yield _command(*launcher, "pretrain", "--images", str(out / "data" / "images"), *common)
+    for name, digest in (stage.record or {}).get("weights", {}).items():
+        yield f"echo {shlex.quote(f'{digest}  {target / name}')} | sha256sum -c -"
+    if facts.get("gpu") is not None:
+        yield "# on a GPU the last digits may differ: then the checksum does, too"
+
+
+def _config_file(run: Run, path: Path) -> Iterator[str]:
+    yield f"mkdir -p {shlex.quote(str(path.parent))}"
+    yield f"cat > {shlex.quote(str(path))} <<'END-OF-CONFIG'"
+    yield yaml.safe_dump(_config(run), sort_keys=False, allow_unicode=True).rstrip()
+    yield "END-OF-CONFIG"
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """Return the run's whole settings, as they were when it was made."""
+    config = json.loads(json.dumps(dict(run.config))) or {"project": "again"}
+    recorded = dict(pretrained(run).params)
+    config["seed"] = recorded.pop("seed", config.get("seed", 0))
+    if run.baseline:
+        config["baselines"] = {run.name: recorded}
+    else:
+        config["pretrain"] = recorded
+        config["runs"] = {run.name: {}}
+        facts = pretrained(run).provenance
+        compute = config.setdefault("compute", {})
+        compute |= {"threads": facts.get("threads", 0), "compile": facts.get("compile", False)}
+        compute["device"] = "cuda" if str(facts.get("device")).startswith("cuda") else "cpu"
+    config.pop("ablations", None)
+    for name in (*_PROBES, "features"):
+        stage, section = run.stages.get(name), config.get(name)
+        if stage is not None and isinstance(section, dict):
+            section |= {key: value for key, value in stage.params.items() if key in section}
+    return config
+
+
+def _previous(run: Run) -> Path | None:
+    """Return the earlier encoder that a later stage of multi-stage pretraining read."""
+    found = [Path(path) for path in pretrained(run).provenance.get("inputs", {}) if Path(path).name != MANIFEST]
+    return found[0] if found and not run.baseline else None
+
+
+def _earlier(run: Run, previous: Path) -> Run | None:
+    """Return the run of the same project that an encoder is of, where it is of one."""
+    folder = run.folder.parent / previous.parent.parent.name
+    if previous.parent.name != PRETRAIN or not (folder / PRETRAIN / "metrics.json").is_file():
+        return None
+    return read_run(folder, [])
+
+
+def _chain(run: Run) -> list[Run]:
+    """Return the runs that have to be made, the earliest first."""
+    chain = [run]
+    while (previous := _previous(chain[0])) is not None:
+        earlier = _earlier(chain[0], previous)
+        if earlier is None:
+            break
+        if earlier.name in [one.name for one in chain]:
+            raise UserError(f"{earlier.folder}: goes on from itself; its records are not to be followed")
+        chain.insert(0, earlier)
+    return chain
+
+
+def _evaluations(run: Run, out: Path, own_config: bool) -> Iterator[str]:
+    """Yield the commands of the run's other stages, whose settings may still have to be written."""
+    folder = out / "runs" / run.name
+    config, images = str(folder / "config.yaml"), str(out / "data" / "images")
+    pretrain = out / "runs" / maker(run).name / PRETRAIN
+    backbone, checkpoint = str(pretrain / "backbone.safetensors"), str(pretrain / "checkpoint.pth")
+    encoder = ["--backbone", backbone, "--images", images]
+    made: dict[str, list[list[str]]] = {
+        "features": [["features", *encoder]],
+        "knn": [["knn", "--features", str(folder / "features")]],
+        "linear": [["linear", *encoder]],
+        "aligned_knn": [["aligned-knn", *encoder]],
+        "visualize": [
+            ["visualize", "--encoder", backbone if run.baseline else checkpoint, "--epochs", "--images", images]
+        ],
+        "coco": [["detect", "train", "--stage", "coco", "--backbone", backbone]],
+        "uavdt": [["detect", "train", "--stage", "uavdt", "--backbone", backbone]],
+    }
+    present = [name for name in made if name in run.stages]
+    if "davis" in run.stages:
+        present.append("davis")
+    if present:
+        yield "# evaluations"
+        if own_config:
+            yield from _config_file(run, folder / "config.yaml")
+    for name in present:
+        target, common = str(folder / name), ["--config", config, "--name", run.name]
+        if name == "davis":
+            root = str(run.config.get("data", {}).get("davis", {}).get("root", "DAVIS"))
+            masks = str(folder / name / "masks")
+            yield _command(
+                "flsl", "davis", "propagate", *common, "--backbone", backbone, "--davis", root, "--out", masks
+            )
+            record = str(folder / name / "metrics.json")
+            where = ["--davis", root, "--masks", masks, "--where-annotated", "--out", record]
+            yield _command("flsl", "davis", "evaluate", *common, *where)
+            continue
+        for arguments in made[name]:
+            yield _command("flsl", *arguments, *common, "--out", target)
+
+
+def _command(*words: str) -> str:
+    return shlex.join(words)

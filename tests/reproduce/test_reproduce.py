@@ -1,0 +1,194 @@
+"""`flsl reproduce`: its commands really make a run again, bit for bit, and it tells what has changed."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from flsl.cli import main
+from flsl.runtime.environment import installed, read_lock
+from flsl.runtime.outputs import git_origin, sha256_file
+
+CONFIG = {
+    "project": "tiny",
+    "seed": 3,
+    "data": {"images": {"root": "images"}},
+    "pretrain": {
+        "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
+        "views": {"teacher_size": 32, "global_size": 32, "local_size": 16},
+        "head": {"hidden": 16, "bottleneck": 8, "batch_norm": True},
+        "prototypes": 8,
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 0.05,
+        "precision": "float32",
+        "online_knn_every": 0,
+    },
+    "runs": {"first": {}, "later": {"pretrain.previous": "first", "pretrain.tau_sa": {"start": 0.2, "end": 0.1}}},
+    "features": {"resize": 32, "crop": 32, "batch_size": 4},
+    "knn": {"k": [1, 3]},
+    "compute": {"workers": 0, "threads": 1, "device": "cpu"},
+    "tracking": {"live": False},
+}
+RUNS = Path("results/tiny/runs")
+
+
+def flsl(place: Path, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command there: training in a process of its own, the rest in this one, which saves importing torch."""
+    words = list(map(str, arguments))
+    if words[0] == "pretrain":
+        result = subprocess.run([sys.executable, "-m", "flsl", *words], cwd=place, text=True, capture_output=True)
+    else:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+        result = subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of two runs, the second a later stage of the first, with a k-NN of the second."""
+    place = tmp_path_factory.mktemp("reproduce")
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        path = place / "images" / ("train" if index < 8 else "val") / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
+    (place / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
+    manifest = "results/tiny/data/images"
+    flsl(place, "data", "check", "images", "--config", "config.yaml", "--out", manifest)
+    for run in ("first", "later"):
+        flsl(place, "config", "--config", "config.yaml", "--run", run, "--out", RUNS / run / "config.yaml")
+        earlier = ["--previous", RUNS / "first/pretrain/backbone.safetensors"] if run == "later" else []
+        common = ["--config", RUNS / run / "config.yaml", "--name", run]
+        flsl(place, "pretrain", *common, "--images", manifest, *earlier, "--out", RUNS / run / "pretrain")
+    flsl(
+        place,
+        *("features", *common, "--backbone", RUNS / "later/pretrain/backbone.safetensors", "--images", manifest),
+        *("--out", RUNS / "later/features"),
+    )
+    flsl(place, "knn", *common, "--features", RUNS / "later/features", "--out", RUNS / "later/knn")
+    return place
+
+
+@pytest.fixture
+def copied(project: Path, tmp_path: Path) -> Path:
+    """A copy, whose times are kept, to change things in."""
+    return Path(shutil.copytree(project, tmp_path / "copy"))
+
+
+def told(place: Path, *arguments: object) -> list[str]:
+    """The lines that say what differs now, but for those of the checkout that the tests run from."""
+    lines = flsl(place, "reproduce", "later", *arguments).stdout.splitlines()
+    return [line[4:] for line in lines if line.startswith("#   ") and not line.startswith("#   commit:")]
+
+
+def test_commands_make_the_run_and_those_before_it_again_bit_for_bit(project: Path) -> None:
+    text = flsl(project, "reproduce", "later", "--here").stdout
+    (project / "again.sh").write_text(text, encoding="utf-8")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        ["sh", "again.sh"], cwd=project, text=True, capture_output=True, env={**os.environ, "PATH": path}
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("backbone.safetensors: OK") == 2
+    for run in ("first", "later"):
+        name = f"runs/{run}/pretrain/backbone.safetensors"
+        assert (project / "again" / name).read_bytes() == (project / "results/tiny" / name).read_bytes()
+    figures = [
+        json.loads((folder / "runs/later/knn/metrics.json").read_text())["metrics"]
+        for folder in (project / "again", project / "results/tiny")
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_script_stops_where_the_images_are_others(copied: Path) -> None:
+    text = flsl(copied, "reproduce", "first", "--here", "--into", "elsewhere").stdout
+    Image.new("RGB", (40, 36), "red").save(copied / "images/train/a/0.png")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        ["sh", "-c", text], cwd=copied, text=True, capture_output=True, env={**os.environ, "PATH": path}
+    )
+    assert result.returncode == 1
+    assert "images: the files differ from those of the run" in result.stderr
+    assert not (copied / "elsewhere/runs").exists()
+
+
+def test_lock_holds_every_package_and_the_record_refers_to_it(project: Path) -> None:
+    lock = project / RUNS / "first/pretrain/requirements.lock"
+    facts = json.loads((project / RUNS / "first/pretrain/metrics.json").read_text())["provenance"]
+    assert facts["lock_sha256"] == sha256_file(lock)
+    assert read_lock(lock) == installed()
+    assert read_lock(lock)["torch"] == metadata.version("torch")
+    assert "flsl" not in read_lock(lock)
+    text = lock.read_text()
+    assert f"# python: {sys.version.split()[0]}" in text
+    assert facts["threads"] == 1
+
+
+def test_whole_script_names_commit_environment_and_lock(project: Path) -> None:
+    text = flsl(project, "reproduce", "first").stdout
+    facts = json.loads((project / RUNS / "first/pretrain/metrics.json").read_text())["provenance"]
+    assert f"git -C flsl-again checkout {facts['git'].removesuffix('-dirty')}\n" in text
+    assert f"pip install -r {project / RUNS}/first/pretrain/requirements.lock\n" in text
+    assert facts["data_sha256"] in text
+    subprocess.run(["sh", "-n"], input=text, text=True, check=True)
+
+
+def test_nothing_but_the_checkout_differs_right_away(project: Path) -> None:
+    assert told(project) == []
+
+
+def test_what_changed_is_told(copied: Path) -> None:
+    lock = copied / RUNS / "later/pretrain/requirements.lock"
+    lock.write_text(lock.read_text().replace("torch==", "torch==0.").replace("numpy==", "no-such-package=="))
+    Image.new("RGB", (40, 36), "red").save(copied / "images/train/a/0.png")
+    config = copied / RUNS / "later/config.yaml"
+    config.write_text(config.read_text().replace("prototypes: 8\n", "prototypes: 16\n", 1))
+    (copied / RUNS / "later/pretrain/backbone.safetensors").write_bytes(b"other")
+    version = metadata.version("torch")
+    text = "\n".join(told(copied))
+    assert "requirements.lock was changed since the run was made" in text
+    assert f"torch 0.{version} then, {version} now" in text
+    assert "then, not installed now" in text
+    assert "packages: new since then: numpy" in text
+    assert "data: files below images were changed since they were checked" in text
+    assert "prototypes: 8 then, 16 now" in text
+    assert "backbone.safetensors is not what the run wrote" in text
+    # the commands are those of the run as it was
+    assert "prototypes: 8\n" in flsl(copied, "reproduce", "later").stdout
+
+
+def test_bad_names_are_one_line(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "results/x/runs/begun/pretrain").mkdir(parents=True)
+    (tmp_path / "results/x/runs/begun/config.yaml").write_text("project: x\n")
+    for place, arguments, words in (
+        (project, ["latter"], "no run 'latter' (did you mean 'later'?); there are first, later"),
+        (project, ["later", "--project-folder", "nowhere"], "nowhere: no such folder"),
+        (tmp_path, ["begun"], "results/x/runs/begun/pretrain: holds no finished pretraining"),
+        (tmp_path / "results", ["begun"], "there is no project in ./results"),
+    ):
+        result = flsl(place, "reproduce", *arguments, check=False)
+        assert result.returncode == 2
+        assert words in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_origin_shows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, "https://name:token@example.org/flsl.git\n", "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    assert git_origin() == "https://example.org/flsl.git"
