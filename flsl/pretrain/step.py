@@ -105,7 +105,9 @@ class TrainingStep:
             number: of this step.
             last: whether this is the step's last micro-batch, after which ranks share their gradients.
         """
-        batch = (batch.pin_memory() if self._device.type == "cuda" else batch).to(self._device)
+        if self._device.type == "cuda" and batch.crops.device.type == "cpu":
+            batch = batch.pin_memory()
+        batch = batch.to(self._device)
         width = self.student.encoder.embed_dim
         tau_sa, tau_ca = (absolute_temperature(tau, width) for tau in (values.tau_sa, values.tau_ca))
         teacher_view, student_views = self.views(batch, self._operations)
