@@ -22,7 +22,15 @@ def add(commands: Commands) -> None:
 
     parser = _report(reports, "summary", _summary, "Write what ran, on what data, and all figures of all runs.")
     parser.add_argument("--out-md", type=Path, metavar="FILE", help="page to read, e.g. summary.md (default: printed)")
+    parser.add_argument("--out-html", type=Path, metavar="FILE", help="the same page for the browser, whole in a file")
     parser.add_argument("--out-csv", type=Path, metavar="FILE", help="table of all runs and all figures")
+    parser.add_argument(
+        "--out-pages", type=Path, metavar="DIR", help="a page about each run, as `flsl report run` does"
+    )
+
+    parser = _report(reports, "run", _run, "Write a page about one run: figures, times, origin and settings.")
+    parser.add_argument("--run", dest="run_name", required=True, metavar="NAME", help="the run or baseline")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page, as HTML (default: printed, as Markdown)")
 
     parser = _report(reports, "curves", _curves, "Draw losses, learning rate and signs of health over training.")
     _outputs(parser)
@@ -64,12 +72,25 @@ def _project(args: argparse.Namespace) -> Project:
 
 
 def _summary(args: argparse.Namespace) -> None:
+    from flsl.report.run_page import write_run_pages
     from flsl.report.summary import summary, write_summary
 
     project = _project(args)
-    write_summary(project, args.out_md, args.out_csv)
-    if args.out_md is None:
+    write_summary(project, args.out_md, args.out_csv, args.out_html)
+    if args.out_pages is not None:
+        write_run_pages(project, args.out_pages)
+    if args.out_md is None and args.out_html is None:
         print(summary(project), end="")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from flsl.report.run_page import run_page, write_run_page
+
+    project = _project(args)
+    if args.out is None:
+        print(run_page(project, args.run_name), end="")
+    else:
+        write_run_page(project, args.run_name, args.out)
 
 
 def _curves(args: argparse.Namespace) -> None:

@@ -7,18 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flsl.report.markdown import SHOWN, cells, code, counted, duration, listed, name_of, points, table
-from flsl.report.tables import (
-    Headline,
-    changed_settings,
-    check_some,
-    headlines,
-    ordered,
-    reference,
-    wide,
-)
+from flsl.report.gains import gains
+from flsl.report.markdown import SHOWN, cells, counted, duration, name_of, table
+from flsl.report.page import page
+from flsl.report.published import COCO
+from flsl.report.stale import stale_stages
+from flsl.report.state import missing, missing_section, newest_config, stale_section, state
+from flsl.report.tables import Headline, changed_settings, check_some, headlines, ordered, wide
+from flsl.runtime.ablations import read_ablations
 from flsl.runtime.outputs import atomic, write_text
-from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, Project, Run, flat
+from flsl.runtime.results import HISTORY, PRETRAIN, Project, Run, flat
 
 _MAIN = (
     "encoder.name",
@@ -31,10 +29,11 @@ _MAIN = (
     "tau_ca",
 )
 _WIDEST = 12
+_MOST_ROWS = 30
 
 
-def write_summary(project: Project, markdown: Path | None, csv: Path | None) -> None:
-    """Write the summary of a project, as a page to read and as a table of all runs × all figures.
+def write_summary(project: Project, markdown: Path | None, csv: Path | None, html: Path | None = None) -> None:
+    """Write the summary of a project, as a page (Markdown, HTML) and as a table of all runs × all figures.
 
     Raises:
         UserError: when the project holds no runs, or a file cannot be written.
@@ -43,8 +42,11 @@ def write_summary(project: Project, markdown: Path | None, csv: Path | None) -> 
     if csv is not None:
         with atomic(csv) as temporary:
             wide(project).to_csv(temporary, index=False)
+    text = summary(project) if markdown is not None or html is not None else ""
     if markdown is not None:
-        write_text(markdown, summary(project))
+        write_text(markdown, text)
+    if html is not None:
+        write_text(html, page(text, f"Results of {project.name}"))
 
 
 def summary(project: Project) -> str:
@@ -52,85 +54,84 @@ def summary(project: Project) -> str:
     runs = [run for run in project.runs if not run.baseline]
     figures = ordered({metric: None for run in project.runs for metric in run.figures})
     heads = headlines(figures)
+    shown = _shown(project, heads)
+    gaps, stale = missing(project), stale_stages(project)
     parts = [
         f"# Results of {project.name}",
+        state(gaps, stale),
         f"{counted(len(runs), 'pretraining run')} and {counted(len(project.runs) - len(runs), 'baseline')}. "
         "Accuracies and precisions are percentages; the best of a column is bold. FLSL: arXiv 2306.06203.",
         "## Headline figures",
-        _headline_table(project, heads),
-        *_gains(project, heads),
+        _headline_table(project, heads, shown),
+        _left_out(project, shown),
+        *_published(figures),
+        *gains(project, heads, shown),
+        *_ablations(project),
         "## Data",
         _data(project.manifests),
         "## What ran",
-        *_what_ran(project),
+        *_what_ran(project, shown),
         "## What is missing",
-        _missing(project),
+        missing_section(gaps),
+        "## What is stale",
+        stale_section(project, stale),
         "## All figures",
         *_all_figures(project, figures),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _headline_table(project: Project, heads: Sequence[Headline]) -> str:
+def _shown(project: Project, heads: Sequence[Headline]) -> list[Run]:
+    """Return the runs that have a row: all, or of many the baselines and the best by the first headline figure."""
+    if len(project.runs) <= _MOST_ROWS or not heads:
+        return project.runs[: max(_MOST_ROWS, 0)]
+    first = heads[0].metric
+    ranked = sorted(project.runs, key=lambda run: (not run.baseline, -run.figures.get(first, -math.inf)))
+    chosen = {run.name for run in ranked[:_MOST_ROWS]}
+    return [run for run in project.runs if run.name in chosen]
+
+
+def _left_out(project: Project, shown: Sequence[Run]) -> str:
+    if len(shown) == len(project.runs):
+        return ""
+    return f"The baselines and the best runs by the first figure; all {len(project.runs)} are in `summary.csv`."
+
+
+def _headline_table(project: Project, heads: Sequence[Headline], shown: Sequence[Run]) -> str:
     if not heads:
         return "No evaluation has run yet."
     columns = [cells([run.figures.get(head.metric) for run in project.runs], head.metric) for head in heads]
-    rows = [[name_of(run), *(column[place] for column in columns)] for place, run in enumerate(project.runs)]
+    names = {run.name for run in shown}
+    rows = [
+        [name_of(run), *(column[place] for column in columns)]
+        for place, run in enumerate(project.runs)
+        if run.name in names
+    ]
     return table(["run", *(head.label for head in heads)], rows)
 
 
-def _gains(project: Project, heads: Sequence[Headline]) -> list[str]:
-    """Return the section that says whether pretraining was worth it."""
-    base = reference(project)
-    runs = [run for run in project.runs if not run.baseline]
-    if not runs:
+def _published(figures: Iterable[str]) -> list[str]:
+    """Return the papers' figures where there are COCO figures to read beside them."""
+    if not set(figures) & {"coco/bbox/AP", "coco/segm/AP"}:
         return []
-    title = "## What pretraining gains"
-    if base is None:
-        return [title, "There is no untrained baseline to compare with: add one of kind `random` to `baselines`."]
-    heads = [head for head in heads if head.metric in base.figures]
-    if not heads:
-        return [title, f"Nothing has been evaluated on `{base.name}` yet, so that no gain can be told."]
-    rows = [[code(run.name), *(points(_gain(run, base, head)) for head in heads)] for run in runs]
-    sentences = []
-    for head in heads:
-        gains = {run.name: gain for run in runs if (gain := _gain(run, base, head)) is not None}
-        if not gains:
-            continue
-        behind = [name for name, gain in gains.items() if gain <= 0]
-        leader = max(gains, key=lambda name: gains[name])
-        sentences.append(
-            f"- {head.label}: {len(gains) - len(behind)} of {counted(len(gains), 'run')} better than `{base.name}` "
-            f"({base.figures[head.metric]:.2f}); the largest difference is {points(gains[leader])} points"
-            f" (`{leader}`)."
-            + (f" **Pretraining does not beat the untrained encoder in {listed(behind)}.**" if behind else "")
-        )
+    rows = [[one.name, f"{one.box:.1f}", f"{one.mask:.1f}", one.source] for one in COCO]
     return [
-        title,
-        f"Differences to the untrained encoder `{base.name}`, in percentage points.",
-        table(["run", *(head.label for head in heads)], rows),
-        "\n".join(sentences),
-        _sampling_error(project),
+        "### From the papers, not measured here",
+        "Mask R-CNN on COCO val2017 with the 1x schedule, encoders pretrained on ImageNet-1K. Only a run with these "
+        "data, this schedule and a ViT of that size can be compared with them.",
+        table(["method", "COCO box AP", "COCO mask AP", "source"], rows),
     ]
 
 
-def _sampling_error(project: Project) -> str:
-    """Say how much of a difference chance explains, where the number of validation images is known."""
-    counts = {
-        images["val"]
-        for run in project.runs
-        for stage in run.stages.values()
-        if isinstance(images := (stage.record or {}).get("images"), Mapping) and isinstance(images.get("val"), int)
-    } - {0}
-    seeds = len({run.seed for run in project.runs if not run.baseline})
-    repeated = "one seed" if seeds == 1 else f"{seeds} seeds"
-    if len(counts) != 1:
-        return f"The runs have {repeated}."
-    (count,) = counts
-    return (
-        f"The classification figures rest on {count} validation images (standard error of a percentage: up to "
-        f"{50 / math.sqrt(count):.1f} points), and the runs have {repeated}."
-    )
+def _ablations(project: Project) -> list[str]:
+    """Return the section that says where the ablations' tables are."""
+    found = read_ablations(project.folder, [])
+    lines = [
+        f"- [{name}](ablations/{name}/table.md): {one.caption or ', '.join(one.axes)} "
+        f"({counted(len({point.run for point in one.points}), 'run')})"
+        for name, one in found.items()
+    ]
+    return ["## Ablations", "\n".join(lines)] if lines else []
 
 
 def _data(manifests: Mapping[str, Mapping[str, Any]]) -> str:
@@ -161,12 +162,12 @@ def _data(manifests: Mapping[str, Mapping[str, Any]]) -> str:
     return table(["set", "folder", "usable files", "classes", "image sizes", "left out", "content"], rows)
 
 
-def _what_ran(project: Project) -> list[str]:
+def _what_ran(project: Project, shown: Sequence[Run]) -> list[str]:
     stages = _stage_names(project)
     changed = changed_settings(project.runs)
     usual = {name: _most_common(changed.values(), name) for own in changed.values() for name in own}
     rows = []
-    for run in project.runs:
+    for run in shown:
         own = ", ".join(
             f"`{name}` = {value}" for name, value in list(changed[run.name].items())[:SHOWN] if value != usual[name]
         )
@@ -198,23 +199,6 @@ def _common(project: Project) -> list[str]:
     return [f"- in all runs: {', '.join(shared)}"] if shared else []
 
 
-def _missing(project: Project) -> str:
-    """Name the runs and stages that are planned, or have begun, and are not complete."""
-    config = _newest_config(project)
-    stages = config.get("stages")
-    planned = {PRETRAIN, *(stages if isinstance(stages, list) else ())}
-    present = {run.name for run in project.runs}
-    names = [*_mapping(config.get("runs")), *_mapping(config.get("baselines"))]
-    lines = [f"- {code(name)} has not begun" for name in names if name not in present]
-    for run in project.runs:
-        complete = {name for name, stage in run.stages.items() if stage.record is not None}
-        absent = ordered((planned | set(run.stages) | set(run.broken)) - complete)
-        if absent:
-            lines.append(f"- {name_of(run)}: {', '.join(absent)}")
-    lines += [f"- {problem}" for problem in project.problems]
-    return "\n".join(lines) or "Nothing: every run has every planned stage."
-
-
 def _all_figures(project: Project, figures: Sequence[str]) -> list[str]:
     """Return a table a stage, with the runs as rows or, where that is narrower, as columns."""
     parts = []
@@ -236,15 +220,9 @@ def _all_figures(project: Project, figures: Sequence[str]) -> list[str]:
     return parts
 
 
-def _newest_config(project: Project) -> Mapping[str, Any]:
-    """Return the config that was resolved last: what is planned now."""
-    known = [run for run in project.runs if run.config]
-    return max(known, key=lambda run: (run.folder / CONFIG).stat().st_mtime_ns).config if known else {}
-
-
 def _stage_names(project: Project) -> list[str]:
     """Return the stages that are planned, and those that any run has."""
-    planned = _newest_config(project).get("stages")
+    planned = newest_config(project).get("stages")
     found = {stage for run in project.runs for stage in (*run.stages, *run.broken)}
     names = {PRETRAIN, *found, *(planned if isinstance(planned, list) else ())}
     return ordered(names)
@@ -259,11 +237,6 @@ def _state(run: Run, name: str) -> str:
     if run.baseline and name == PRETRAIN:
         return "not trained"
     return duration(stage.seconds)
-
-
-def _gain(run: Run, base: Run, head: Headline) -> float | None:
-    value = run.figures.get(head.metric)
-    return None if value is None else value - base.figures[head.metric]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from flsl.report.published import COCO
 from flsl.runtime.ablations import membership, point_label, read_ablations
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.results import Project, Run, flat, read_project
@@ -114,7 +115,10 @@ def _cell(value: Any) -> Any:
 
 
 def wide(project: Project) -> pd.DataFrame:
-    """Return one row a run: ``run``, ``kind``, ``seed``, the settings that differ between runs, and all figures."""
+    """Return one row a run: ``run``, ``kind``, ``seed``, the settings that differ between runs, and all figures.
+
+    Where there are COCO figures, rows of kind ``paper`` hold the papers', with a column ``source``.
+    """
     changed = changed_settings(project.runs)
     rows = [
         {
@@ -128,8 +132,12 @@ def wide(project: Project) -> pd.DataFrame:
     ]
     metrics = ordered({metric: None for run in project.runs for metric in run.figures})
     settings = sorted({name for values in changed.values() for name in values})
+    columns = ["run", "kind", "seed", *settings, *metrics]
+    if {"coco/bbox/AP", "coco/segm/AP"} & set(metrics):
+        rows += [{"run": one.name, "kind": "paper", "source": one.source, **one.figures} for one in COCO]
+        columns.insert(2, "source")
     # as objects, since a column with a gap would turn whole numbers into fractions
-    table = pd.DataFrame(rows, columns=["run", "kind", "seed", *settings, *metrics], dtype=object)
+    table = pd.DataFrame(rows, columns=columns, dtype=object)
     return table.astype(dict.fromkeys(metrics, float))
 
 

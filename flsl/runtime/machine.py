@@ -73,26 +73,29 @@ class _Sampler(threading.Thread):
         self._read_at = time.monotonic()
         self._gpus = _Gpus()
         self._over = threading.Event()
+        self._last: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._begun = _first_time(path)
-        psutil.cpu_percent()
         self._processor()
         self.start()
 
     def run(self) -> None:
         """Write a line now and then; the first after a moment, since a load is a mean over time."""
+        # psutil tells the machine's load since the same thread's last question
+        self._psutil.cpu_percent()
         wait = _FIRST_WAIT
         while not self._over.wait(wait):
             if not self._write():
                 return
             wait = min(_GROWTH * wait, _LONGEST_WAIT)
+        self._write(self._last)
+        self._gpus.close()
 
     def stop(self, ended: bool) -> None:
         """Write a last line, which says whether the stage is done."""
+        self._last = {"ended": True} if ended else {}
         self._over.set()
         self.join(timeout=5.0)
-        self._write({"ended": True} if ended else {})
-        self._gpus.close()
 
     def _write(self, more: dict[str, Any] | None = None) -> bool:
         try:

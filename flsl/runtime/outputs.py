@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flsl.runtime.code import used_code
 from flsl.runtime.errors import UserError
 
 _PACKAGES = ("flsl", "torch", "torchvision", "timm", "numpy", "pandas", "detectron2", "faster-coco-eval")
@@ -128,6 +129,12 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def stamp(path: Path | str) -> str:
+    """Return a file's size and time, by which it is known to be the same without reading it."""
+    found = Path(path).stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
 def sha256_json(value: Any) -> str:
     """Return the SHA-256 of ``value``'s canonical JSON (sorted keys, no spaces): equal settings, equal digest."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -229,7 +236,9 @@ class StageRecord:
                 "started": self.started.isoformat(timespec="seconds"),
                 "seconds": round(time.perf_counter() - self._clock, 3),
                 "config_sha256": sha256_json(dict(self.params)),
+                "code": used_code(),
                 "inputs": {str(path): sha256_file(path) for path in self.inputs},
+                "input_stamps": {str(path): stamp(path) for path in self.inputs},
                 **self.made_with,
             },
             **extra,

@@ -15,7 +15,7 @@ from flsl.track.names import mlflow_name
 KEY = "flsl"
 TAG = f"mlflow.sharedViewState.{KEY}"
 NAME = "Settings and figures"
-_MOST = 40  # columns; all others are a click away, under Columns
+_MOST = 30  # columns; all others are a click away, under Columns
 _LONGEST = 4500  # of a tag, in every version of MLflow
 _NOT_SHOWN = ("pretrain", "baseline", "features")
 
@@ -37,7 +37,7 @@ def table_view(project: Project) -> str:
 
 def address(server: str, experiment: str) -> str:
     """Return where the view is seen: ``server`` is what MLflow's pages are at, e.g. ``http://localhost:5000``."""
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?viewStateShareKey={KEY}"
+    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={KEY}"
 
 
 def _view(columns: Sequence[str]) -> str:
@@ -50,8 +50,8 @@ def _view(columns: Sequence[str]) -> str:
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": list(columns),
-        "columnOrder": [],
-        "columnWidths": {},
+        "columnOrder": list(columns),
+        "columnWidths": dict.fromkeys(columns, 150),
         "runsHiddenMode": "FIRST_20_RUNS",
         "viewMaximized": False,
         "runListHidden": False,

@@ -139,7 +139,7 @@ def test_the_sampling_error_comes_from_the_number_of_images(results: Results) ->
         path.write_text(json.dumps({**json.loads(path.read_text()), "images": {"train": 4000, "val": 2500}}))
     text = summary(read_project(results.folder))
     assert "rest on 2500 validation images (standard error of a percentage: up to 1.0 points)" in text
-    assert "the runs have one seed" in text
+    assert "The runs have one seed." in text
 
 
 def test_the_data_come_from_the_manifests(results: Results) -> None:

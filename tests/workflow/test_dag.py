@@ -112,7 +112,16 @@ def test_everything_is_made(finished: Path) -> None:
     for run in ("base", "untrained"):
         for stage in ("pretrain", "features", "knn", "linear", "aligned_knn"):
             assert (results / "runs" / run / stage / "metrics.json").stat().st_size
-    for name in ("summary.md", "summary.csv", "curves.png", "bars.png", "mlflow.db"):
+    for name in (
+        "summary.md",
+        "summary.html",
+        "summary.csv",
+        "pages/base.html",
+        "pages/untrained.html",
+        "curves.png",
+        "bars.png",
+        "mlflow.db",
+    ):
         assert (results / name).stat().st_size
     assert "untrained" in (results / "summary.md").read_text()
 

@@ -14,8 +14,8 @@ rule coco:
         detections=project("runs/{run}/coco/detections.json"),
         metrics=report(
             project("runs/{run}/coco/metrics.json"),
-            category="COCO",
-            labels={"run": "{run}"},
+            category="Runs",
+            labels={"run": "{run}", "stage": "coco"},
             caption="../report/coco.rst",
         ),
     log:
@@ -54,8 +54,8 @@ rule uavdt:
         truth=project("runs/{run}/uavdt/test.json"),
         metrics=report(
             project("runs/{run}/uavdt/metrics.json"),
-            category="UAVDT",
-            labels={"run": "{run}"},
+            category="Runs",
+            labels={"run": "{run}", "stage": "uavdt"},
             caption="../report/uavdt.rst",
         ),
     log:

@@ -13,8 +13,8 @@ rule pretrain:
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
         metrics=report(
             project("runs/{run}/pretrain/metrics.json"),
-            category="Pretraining",
-            labels={"run": "{run}"},
+            category="Runs",
+            labels={"run": "{run}", "stage": "pretrain"},
             caption="../report/pretrain.rst",
         ),
     log:

@@ -41,8 +41,8 @@ rule knn:
     output:
         metrics=report(
             project("runs/{run}/knn/metrics.json"),
-            category="k-NN",
-            labels={"run": "{run}"},
+            category="Runs",
+            labels={"run": "{run}", "stage": "knn"},
             caption="../report/knn.rst",
         ),
     log:
@@ -77,8 +77,8 @@ rule linear:
     output:
         metrics=report(
             project("runs/{run}/linear/metrics.json"),
-            category="Linear probe",
-            labels={"run": "{run}"},
+            category="Runs",
+            labels={"run": "{run}", "stage": "linear"},
             caption="../report/linear.rst",
         ),
     log:
@@ -113,8 +113,8 @@ rule aligned_knn:
     output:
         metrics=report(
             project("runs/{run}/aligned_knn/metrics.json"),
-            category="bbox-aligned k-NN",
-            labels={"run": "{run}"},
+            category="Runs",
+            labels={"run": "{run}", "stage": "aligned_knn"},
             caption="../report/aligned_knn.rst",
         ),
     log:

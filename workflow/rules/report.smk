@@ -5,8 +5,26 @@ rule summary:
     input:
         all_metrics,
     output:
-        markdown=report(project("summary.md"), category="Summary", caption="../report/summary.rst"),
-        csv=report(project("summary.csv"), category="Summary", caption="../report/summary.rst"),
+        markdown=project("summary.md"),
+        html=report(
+            project("summary.html"),
+            category="Summary",
+            labels={"what": "1. What ran, on what data, and what came out"},
+            caption="../report/summary.rst",
+        ),
+        csv=report(
+            project("summary.csv"),
+            category="Summary",
+            labels={"what": "3. All runs × all figures (CSV)"},
+            caption="../report/table.rst",
+        ),
+        pages=report(
+            directory(project("pages")),
+            patterns=["{run}.html"],
+            category="Runs",
+            labels={"run": "{run}", "stage": "all, on one page"},
+            caption="../report/run.rst",
+        ),
     log:
         project("logs/summary.log"),
     localrule: True
@@ -18,7 +36,7 @@ rule summary:
         "Summary of all runs"
     shell:
         "flsl report summary --project-folder {params.folder:q} --out-md {output.markdown:q} "
-        "--out-csv {output.csv:q} > {log:q} 2>&1"
+        "--out-html {output.html:q} --out-csv {output.csv:q} --out-pages {output.pages:q} > {log:q} 2>&1"
 
 
 rule curves:
@@ -27,7 +45,8 @@ rule curves:
     output:
         report(
             project("curves.png"),
-            category="Pretraining",
+            category="Summary",
+            labels={"what": "4. Training curves"},
             caption="../report/curves.rst",
         ),
     log:
@@ -47,7 +66,12 @@ rule bars:
     input:
         all_metrics,
     output:
-        report(project("bars.png"), category="Summary", caption="../report/summary.rst"),
+        report(
+            project("bars.png"),
+            category="Summary",
+            labels={"what": "2. Headline figures of all runs"},
+            caption="../report/bars.rst",
+        ),
     log:
         project("logs/bars.log"),
     localrule: True

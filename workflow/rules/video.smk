@@ -47,14 +47,14 @@ rule davis_evaluate:
     output:
         metrics=report(
             project("runs/{run}/davis/metrics.json"),
-            category="Video object segmentation",
-            labels={"run": "{run}", "sequence": "figures"},
+            category="Runs",
+            labels={"run": "{run}", "stage": "davis"},
             caption="../report/davis.rst",
         ),
         sheets=report(
             directory(project("runs/{run}/davis/sheets")),
             patterns=["{sequence}.jpg"],
-            category="Video object segmentation",
+            category="Videos",
             labels={"run": "{run}", "sequence": "{sequence}"},
             caption="../report/davis.rst",
         ),
