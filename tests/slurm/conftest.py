@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from on_slurm import FLSL, HERE, PROJECT, TINY, Stage, shell
+from on_slurm import FLSL, HERE, PROJECT, TINY, Stage
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # what has been waited for since the start is looked at last
+    items.sort(key=lambda item: item.name.startswith("test_a_time_limit"))
     skip = pytest.mark.skip(reason="needs a SLURM cluster: make test-slurm")
     for item in items:
         if HERE in item.path.parents:
@@ -35,19 +38,33 @@ def work() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def sigterm() -> None:
+    """SIGTERM ends the tests as Ctrl-C does: fixtures end what they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def limited(request: pytest.FixtureRequest, sigterm: None) -> Iterator[Stage | None]:
+    """A run that meets its time limit twice: minutes that pass while the other tests run, on nodes of its own."""
+    if not any("limited" in getattr(item, "fixturenames", ()) and item.name.startswith("test_a_time_limit")
+               for item in request.session.items):  # fmt: skip
+        yield None
+        return
+    stage = Stage(request.getfixturevalue("work"), "limited")
+    limits = ("cluster.partition=apart", "cluster.nodes=2", "cluster.minutes=1", "cluster.signal_seconds=20")
+    stage.start(*limits, queue="queue-of-its-own", step_seconds="6")
+    yield stage
+    stage.end()
+
+
 @pytest.fixture
 def stage(work: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
     """A new pretraining, or the stage that a test names; its jobs are cancelled when the test is over."""
     name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[:40].strip("-")
     stage = Stage(work, name, getattr(request, "param", "pretrain"))
     yield stage
-    for process in stage.processes:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    record = stage.record()
-    if record.get("cluster") == "slurm" and record.get("job_id"):
-        shell("scancel", str(record["job_id"]), check=False)
+    stage.end()
 
 
 @pytest.fixture(scope="session")

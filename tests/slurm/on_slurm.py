@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from flsl.launch.wait import process_started
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
@@ -122,14 +127,29 @@ class Stage:
             self.command = ["detect", "--stage", stage, "--random-init"]
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self, *overrides: str, force: bool = False, **hooks: str) -> subprocess.Popen[str]:
-        """Start the command; ``hooks`` are the misfortunes of hooks/sitecustomize.py."""
+    def start(
+        self, *overrides: str, force: bool = False, queue: str | None = None, **hooks: str
+    ) -> subprocess.Popen[str]:
+        """Start the command; ``hooks`` are the misfortunes of hooks/sitecustomize.py.
+
+        With ``queue``, a folder's name, it does not share its questions to SLURM with the others that wait.
+        """
         setup = [f"export PYTHONPATH={HERE / 'hooks'}"] * bool(hooks)
         setup += [f"export FLSL_TEST_{name.upper()}={value}" for name, value in hooks.items()]
         command = [*FLSL, "submit", *self.command, "--config", "tiny.yaml", "--out", str(self.out)]
         command += ["--name", self.name, *["--force"] * force, *overrides, f"cluster.setup={json.dumps(setup)}"]
+        environment = dict(os.environ)
+        if queue is not None:
+            (self.work / queue).mkdir()
+            environment["TMPDIR"] = str(self.work / queue)
         process = subprocess.Popen(
-            command, cwd=self.work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            cwd=self.work,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         self.processes.append(process)
         return process
@@ -148,6 +168,21 @@ class Stage:
     def run(self, *overrides: str, code: int = 0, force: bool = False, **hooks: str) -> str:
         """Run the command to its end."""
         return self.finish(self.start(*overrides, force=force, **hooks), code)
+
+    def end(self) -> None:
+        """End what is left of it, the waiting commands and the job."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+        record = self.record()
+        if record.get("cluster") == "slurm" and record.get("job_id"):
+            shell("scancel", str(record["job_id"]), check=False)
+        elif record.get("job_id") and process_started(int(record["job_id"])) == record["process_started"]:
+            leader = psutil.Process(int(record["job_id"]))
+            for member in [leader, *leader.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    member.kill()
 
     def job(self) -> str:
         """The number of the folder's job, once there is one."""

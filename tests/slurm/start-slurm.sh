@@ -6,16 +6,16 @@
 # be scheduled and sets CUDA_VISIBLE_DEVICES, but no CUDA works. A second call while it runs only shows the nodes.
 #
 # Partitions: `main` (default; its jobs are requeued when preempted), `high` (preempts `main`) and `short` (one node,
-# 30 minutes at most). Accounts are enforced, as on most sites: a job needs one that root belongs to.
+# 30 minutes at most) on the same nodes; `apart` on two more, for what must not be disturbed. Accounts are enforced, as on most sites: a job needs one that root belongs to.
 #
-#   FLSL_SLURM_NODES  number of nodes               (3)
+#   FLSL_SLURM_NODES  nodes of main and high        (3)
 #   FLSL_SLURM_CPUS   CPUs each node claims         (16; may exceed the real ones)
 #   FLSL_SLURM_MEM    MB each node claims           (64000; may exceed the real ones)
 #   FLSL_SLURM_GPUS   fake GPUs a node, 0: none     (2)
 #   FLSL_SLURM_DBD    1: slurmdbd and MariaDB, so that sacct answers (submitit needs it); 0: no accounting (1)
 #   FLSL_SLURM_DIR    state, spool, database        (/var/spool/flsl-slurm; wiped at each start)
 set -euo pipefail
-NODES=${FLSL_SLURM_NODES:-3}; GPUS=${FLSL_SLURM_GPUS:-2}; DBD=${FLSL_SLURM_DBD:-1}
+NODES=${FLSL_SLURM_NODES:-3}; ALL=$((NODES + 2)); GPUS=${FLSL_SLURM_GPUS:-2}; DBD=${FLSL_SLURM_DBD:-1}
 BASE=${FLSL_SLURM_DIR:-/var/spool/flsl-slurm}; RUN=/run/flsl-slurm; LOG=/var/log/flsl-slurm
 CPUS=${FLSL_SLURM_CPUS:-16}; MEM=${FLSL_SLURM_MEM:-64000}
 HOST=$(hostname -s)
@@ -56,7 +56,7 @@ rm -rf "$BASE" "$LOG" "$RUN"; mkdir -p "$BASE/ctld" "$BASE/gpu" "$LOG" "$RUN"; c
 # /etc/hosts may be a bind mount (docker): rewrite in place, never rename over it.
 hosts=$(sed '/# flsl-slurm$/d' /etc/hosts)
 { echo "$hosts"; getent hosts "$HOST" >/dev/null || echo "127.0.0.1 $HOST # flsl-slurm"
-  for i in $(seq "$NODES"); do echo "127.0.0.1 node$i # flsl-slurm"; done; } > $RUN/hosts.new
+  for i in $(seq "$ALL"); do echo "127.0.0.1 node$i # flsl-slurm"; done; } > $RUN/hosts.new
 cat $RUN/hosts.new > /etc/hosts
 # fake GPUs: must be character devices (a plain file or no File= leaves the node INVAL or
 # CUDA_VISIBLE_DEVICES empty); the trailing digit becomes the CUDA_VISIBLE_DEVICES index.
@@ -118,13 +118,12 @@ SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
 $( if [ "$DBD" = 1 ]; then echo "AccountingStorageType=accounting_storage/slurmdbd"; echo "AccountingStorageHost=localhost"; echo "AccountingStoragePort=6819"; echo "AccountingStorageEnforce=associations,qos"; else echo "AccountingStorageType=accounting_storage/none"; fi )
 $( [ "$DBD" = 1 ] && [ "$GPUS" -gt 0 ] && echo "AccountingStorageTRES=gres/gpu" )
-NodeName=node[1-$NODES] NodeAddr=127.0.0.1 Port=[17001-$((17000+NODES))] CPUs=$CPUS RealMemory=$MEM $( [ "$GPUS" -gt 0 ] && echo Gres=gpu:$GPUS ) Feature=virtual State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=1 GraceTime=15
+NodeName=node[1-$ALL] NodeAddr=127.0.0.1 Port=[17001-$((17000+ALL))] CPUs=$CPUS RealMemory=$MEM $( [ "$GPUS" -gt 0 ] && echo Gres=gpu:$GPUS ) Feature=virtual State=UNKNOWN
+PartitionName=main Nodes=node[1-$NODES] Default=YES MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=1 GraceTime=15
 PartitionName=short Nodes=node1 MaxTime=30 DefaultTime=10 State=UP PriorityTier=1
-PartitionName=high Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=high Nodes=node[1-$NODES] MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=apart Nodes=node[$((NODES+1))-$ALL] MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=1
 CONF
-# port/name ranges of one element are written without brackets
-if [ "$NODES" = 1 ]; then sed -i 's/node\[1-1\]/node1/; s/\[17001-17001\]/17001/' /etc/slurm/slurm.conf; fi
 { echo "AutoDetect=off"; if [ "$GPUS" = 1 ]; then echo "Name=gpu File=$BASE/gpu/fakegpu0"; elif [ "$GPUS" -gt 1 ]; then echo "Name=gpu File=$BASE/gpu/fakegpu[0-$((GPUS-1))]"; fi; } > /etc/slurm/gres.conf
 
 # --- 5. accounting: a private mariadb (unix socket only) + slurmdbd
@@ -134,9 +133,11 @@ if [ "$DBD" = 1 ]; then
   mariadb-install-db --no-defaults --user=mysql --datadir="$BASE/mysql" --auth-root-authentication-method=socket --skip-test-db \
      --innodb-log-file-size=16M >"$LOG/mariadb-install.log" 2>&1 || die "mariadb-install-db"
   say "database created"
+  install -o mysql /dev/null $RUN/mysql/mysqld.pid
   setsid mariadbd --no-defaults --user=mysql --datadir="$BASE/mysql" --socket=$sock --pid-file=$RUN/mysql/mysqld.pid --skip-networking \
      --innodb-buffer-pool-size=64M --innodb-log-file-size=16M --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 \
      --log-error="$LOG/mariadbd.log" </dev/null >/dev/null 2>&1 &
+  echo $! > $RUN/mysql/mysqld.pid   # from the first moment, so that an interrupted start can be undone
   wait_for 30 mariadb-admin --no-defaults --socket=$sock ping || die "mariadbd"
   say "mariadbd up"
   # root authenticates over the unix socket, so there is no password to keep
@@ -163,16 +164,16 @@ fi
 
 # --- 6. controller and nodes. Each slurmd forks into the background by itself.
 slurmctld || die "slurmctld"
-for i in $(seq "$NODES"); do
+for i in $(seq "$ALL"); do
   mkdir -p "$BASE/node$i"
   if unshare --uts true 2>/dev/null; then unshare --uts sh -c "hostname node$i && exec slurmd -N node$i" || die "slurmd node$i"
   else slurmd -N node$i || die "slurmd node$i"; fi     # all nodes then share the machine's hostname
 done
-all_idle() { [ "$(sinfo -h -N -p main -t idle -o %N | sort -u | wc -l)" = "$NODES" ]; }
+all_idle() { [ "$(sinfo -h -N -t idle -o %N | sort -u | wc -l)" = "$ALL" ]; }
 wait_for 60 all_idle || { sinfo -N -o "%N %T %E"; die "nodes not idle"; }
-say "all $NODES nodes idle"
+say "all $ALL nodes idle"
 timeout 60 srun -N "$NODES" -t 1 true || die "srun over all nodes"
-say "srun over all nodes works"
+say "srun over the nodes of main works"
 # slurmctld sends its first records to slurmdbd a few seconds after start; until then sacct is empty
 if [ "$DBD" = 1 ]; then
   seen() { [ -n "$(timeout 5 sacct -X -n -o jobid 2>/dev/null)" ]; }

@@ -25,17 +25,17 @@ def assert_same(stage: Stage, other: Stage) -> None:
     assert not list(stage.out.rglob("*.tmp"))
 
 
-def test_a_time_limit_is_met_twice(stage: Stage, uninterrupted: Stage) -> None:
-    out = stage.run(*TWO, "cluster.minutes=1", "cluster.signal_seconds=20", step_seconds="3")
-    assert_same(stage, uninterrupted)
+def test_a_time_limit_is_met_twice(limited: Stage, uninterrupted: Stage) -> None:
+    out = limited.finish(limited.processes[0])
+    assert_same(limited, uninterrupted)
     # two ends at least, and one job: SLURM's own record of it
-    assert len(stage.attempts()) >= 3
-    assert {attempt["job_id"] for attempt in stage.attempts()} == {stage.job()}
-    assert f"complete, by job {stage.job()} ({len(stage.attempts())} attempts)" in out
-    assert len(
-        re.findall(r"stopped by signal 12 after step", (stage.out / "job" / f"{stage.job()}_0_log.err").read_text())
-    )
-    assert f"Restarts={len(stage.attempts()) - 1}" in shell("scontrol", "show", "job", stage.job())
+    attempts, job = limited.attempts(), limited.job()
+    assert len(attempts) >= 3
+    assert {attempt["job_id"] for attempt in attempts} == {job}
+    assert f"complete, by job {job} ({len(attempts)} attempts)" in out
+    log = (limited.out / "job" / f"{job}_0_log.err").read_text()
+    assert len(re.findall(r"stopped by signal 12 after step", log)) == len(attempts) - 1
+    assert f"Restarts={len(attempts) - 1}" in shell("scontrol", "show", "job", job)
 
 
 def test_requeue_preemption_and_a_downed_node(stage: Stage, uninterrupted: Stage) -> None:
