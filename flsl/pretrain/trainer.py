@@ -113,11 +113,13 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
         record.made_with = {**write_lock(job.out), "compile": compute.compile, "data_sha256": job.data}
 
     with StopRequest() as stop, bar("pretraining (steps)", steps, start, enabled=process.is_main) as shown:
-        window_start, window_step, pace = time.perf_counter(), start, Pace(compute)
+        window_start, window_step, waited, pace = time.perf_counter(), start, 0.0, Pace(compute)
         for number in range(start, steps):
             values = values_at(number, settings, order.steps_per_epoch)
             for micro in range(settings.accumulate):
+                asked = time.perf_counter()
                 crops, numbers = next(batches)
+                waited += time.perf_counter() - asked
                 batch = step.views.batch(crops, numbers)
                 step.accumulate(batch, values, number, last=micro == settings.accumulate - 1)
             step.update(values)
@@ -131,7 +133,8 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
                 step.guard.check(last_saved)
                 seconds = time.perf_counter() - window_start
                 speed = settings.batch_size * (done - window_step) / seconds
-                window_start, window_step = time.perf_counter(), done
+                data_wait = 100 * waited / seconds
+                window_start, window_step, waited = time.perf_counter(), done, 0.0
                 line = {
                     "kind": "step",
                     "step": done,
@@ -142,6 +145,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
                     "momentum": values.momentum,
                     "teacher_temperature": values.teacher_temperature,
                     "images_per_second": round(speed, 2),
+                    "data_wait_percent": round(data_wait, 2),
                     "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
                 }
                 if history is not None:
@@ -150,7 +154,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
                     f"loss {figures['loss']:.3f} (intra {figures['intra_view']:.3f} inter {figures['inter_view']:.3f} "
                     f"volume {figures['volume']:.3f}) lr {values.learning_rate:.2e} "
                     f"perplexity {figures['perplexity']:.0f} {speed:.0f} images/s"
-                )
+                ) + (f", {data_wait:.0f} % of the time waiting for data" if data_wait >= 5 else "")
             if epoch_ends:
                 line = {"kind": "epoch", "step": done, "epoch": done // order.steps_per_epoch, **step.health.epoch()}
                 if (

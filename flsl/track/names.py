@@ -17,7 +17,7 @@ _LONGEST_VALUE = 500  # of a param, in every version of MLflow
 _SPELLED = {"@": "_at_", "&": "_and_", "%": "percent", "+": "_plus_"}
 _REFUSED = re.compile(r"[^\w\-. :/]")
 _KINDS = {"step": "train", "epoch": "epoch"}
-_SYSTEM = re.compile(r"(images_per_second|seconds|(cpu|gpu|memory|disk|network|power)(_.*)?)")
+_SYSTEM = re.compile(r"(images_per_second|data_wait_percent|seconds|(cpu|gpu|memory|disk|network|power)(_.*)?)")
 _CURVES = ("train/", "epoch/", "system/", "history/")
 
 

@@ -21,7 +21,7 @@ from flsl.runtime.history import read_history
 
 IMAGES, BATCH, EPOCHS = 20, 4, 3
 STEPS = IMAGES // BATCH * EPOCHS
-TIMES = ("time", "images_per_second")
+TIMES = ("time", "images_per_second", "data_wait_percent")
 CONFIG = {
     "project": "test",
     "seed": 7,
@@ -141,6 +141,7 @@ def test_writes_what_the_next_stages_read(uninterrupted: Path, place: Path) -> N
     assert by_kind == {"step": [2, 4, 6, 8, 10, 12, 14, 15], "epoch": [5, 10, 15]}
     for name in ("loss", "intra_view", "inter_view", "volume", "perplexity", "teacher_entropy", "feature_variance"):
         assert all(np.isfinite(line[name]) for line in lines if line["kind"] == "step")
+    assert all(0 <= line["data_wait_percent"] <= 100 for line in lines if line["kind"] == "step")
     assert [("online_knn" in line) for line in lines if line["kind"] == "epoch"] == [False, True, True]
     assert len(checkpoints(uninterrupted / "checkpoints")) == 2
 

@@ -35,6 +35,7 @@ def test_curves_of_the_machine_are_system_metrics() -> None:
     assert curve_name("step", "loss") == "train/loss"
     assert curve_name("epoch", "online_knn") == "epoch/online_knn"
     assert curve_name("step", "images_per_second") == "system/images_per_second"
+    assert curve_name("step", "data_wait_percent") == "system/data_wait_percent"
     assert curve_name("step", "gpu_memory_mb") == "system/gpu_memory_mb"
 
 
