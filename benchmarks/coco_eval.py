@@ -68,6 +68,9 @@ def main() -> None:
     parser.add_argument("--copies", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    if "FLSL_REAL_DATA" not in os.environ:
+        report({"left_out": "FLSL_REAL_DATA names no folder with COCO annotations"}, args.out)
+        return
     source = Path(os.environ["FLSL_REAL_DATA"]) / "coco/annotations/instances_val2017.json"
     truth, found = make(json.loads(source.read_text()), args.copies)
     with tempfile.TemporaryDirectory() as temporary:

@@ -6,7 +6,7 @@ image and a constant, and by them the largest batch in 80 GB, of which 5 % are l
 CUDA itself. With and without ``compute.activation_checkpointing``; logits are counted in float32 matrices of
 tokens × K, beside those of the literal step (``literal_step.py``).
 
-    python benchmarks/memory.py --recipes S/16 S/8 B/16 --batches 2 4 --out results/bench-memory.json
+    python benchmarks/memory.py --recipes S/16 S/8 B/16 --batches 1 2 --out results/bench-memory.json
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ def peak(settings: PretrainSettings, count: int, device: torch.device, recompute
     for block in step.student.encoder.blocks:
         block.attn.fused_attn = True
     batch, values = made_batch(step, settings, 0, count), values_at(STEPS // 2, settings, STEPS)
-    step.accumulate(batch, values, 0)
-    step.update(values)  # the optimiser's state is made
+    # the optimiser's state is made by a step without gradients
+    for parameter in step.student.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    step.update(values)
     logits = count * tokens(settings) * settings.prototypes
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -90,7 +92,7 @@ def largest_batch(
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--recipes", choices=RECIPES, nargs="+", default=["S/16", "S/8", "B/16"])
-    parser.add_argument("--batches", type=int, nargs=2, default=[2, 4])
+    parser.add_argument("--batches", type=int, nargs=2, default=[1, 2])
     args = parser.parse_args()
     device = torch.device(args.device)
     figures: dict[str, Any] = {"device": device_name(device), "batches": args.batches}
