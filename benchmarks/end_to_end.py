@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps a turn")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--images", type=int, default=220, help="made photographs, where FLSL_REAL_DATA is not set")
+    parser.add_argument("--images", type=int, default=110, help="made photographs, where FLSL_REAL_DATA is not set")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("results/benchmarks/photographs"))
     args = parser.parse_args()

@@ -218,7 +218,7 @@ def stream(batches: DataLoader[Any], steps: int, marks: int) -> tuple[float, lis
 
 def main() -> None:
     parser = options(__doc__, device=False)
-    parser.add_argument("--images", type=int, default=330, help="made photographs, where FLSL_REAL_DATA is not set")
+    parser.add_argument("--images", type=int, default=110, help="made photographs, where FLSL_REAL_DATA is not set")
     parser.add_argument("--chunk", type=int, default=64, help="images a timed piece")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
