@@ -226,6 +226,9 @@ def test_failure_leaves_the_others_results_and_names_the_log(copied: Path) -> No
     assert "pretrain.batch_size: 5000 is more than the 24 training images" in log
     assert (copied / "results/tiny/runs/base/knn/metrics.json").exists()
     assert not (copied / "results/tiny/runs/broken/pretrain/metrics.json").exists()
+    # the summary is made of what there is
+    summary = (copied / "results/tiny/summary.md").read_text()
+    assert "`broken`: pretrain, knn, linear, aligned_knn" in summary
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ for STAGE in SHARED_FILES:
                 "--out {params.folder:q} > {log:q} 2>&1"
 
 
-# When points fail, this job cannot start: then `onerror` makes the same files, with the failed points as missing.
+# When points fail, this job cannot start: `onerror` then runs its command, which shows the failed points as missing.
 rule tabulate_ablation:
     input:
-        metrics_of_points,
+        lambda wildcards: metrics_of_points(wildcards.ablation),
     output:
         csv=report(
             project("ablations/{ablation}/table.csv"),
@@ -96,11 +96,14 @@ for NAME in PLAN.ablations:
         name:
             f"ablation_{NAME}"
         input:
+            # each point's figures by name, so that deleted ones are missed and made again
+            metrics_of_points(NAME),
             files_of_ablation(NAME),
             project(f"ablations/{NAME}/tracked.txt"),
 
 
 rule all_ablations:
     input:
+        [metrics_of_points(name) for name in PLAN.ablations],
         [files_of_ablation(name) for name in PLAN.ablations],
         [project(f"ablations/{name}/tracked.txt") for name in PLAN.ablations],

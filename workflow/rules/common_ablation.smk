@@ -17,9 +17,9 @@ def files_of_ablation(name):
     return [project(f"ablations/{name}/{file}") for file in ("table.csv", "table.md", "figure.png")]
 
 
-def metrics_of_points(wildcards):
+def metrics_of_points(name):
     """Return the figure files that an ablation's table shows."""
-    ablation = PLAN.ablations[wildcards.ablation]
+    ablation = PLAN.ablations[name]
     return [
         project(f"runs/{point.run}/{stage}/metrics.json")
         for point in ablation.points
@@ -43,13 +43,17 @@ def shared_files(stage):
     return of_run
 
 
-def requested(rule):
-    """Return the jobs of a rule that were asked for, whether or not they could run."""
-    return [job for job in workflow.dag.jobs if job.rule.name == rule]
+def make_what_there_is():
+    """Make what is gathered from all runs of the runs that there are, as far as it was asked for.
 
-
-def tabulate_what_there_is():
-    """Make the tables of the ablations that were asked for, though points have failed."""
-    for job in requested("tabulate_ablation"):
-        arguments = [job.wildcards.ablation, "--project-folder", project("").rstrip("/")]
-        subprocess.run(["flsl", "ablation", "table", *arguments])
+    After a failure these jobs cannot start, as some of their inputs will not come; what they run shows that as missing.
+    """
+    for job in workflow.dag.jobs:
+        if job.rule.name in ("tabulate_ablation", "summary", "curves", "bars"):
+            for log in job.log:
+                Path(log).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["bash", "-c", job.shellcmd])
+            for path in filter(os.path.exists, job.output):
+                # snakemake did not make them: an old time lets it make them again, whatever changes until then
+                now = os.stat(path).st_mtime
+                os.utime(path, (now, now - 1e9))

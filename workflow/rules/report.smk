@@ -106,5 +106,5 @@ rule track:
 
 onerror:
     # what did succeed is to be seen as well
-    tabulate_what_there_is()
+    make_what_there_is()
     subprocess.run(["flsl", "track", "sync", *track_arguments()])
