@@ -148,7 +148,9 @@ def ablated(root: Path, ablations: dict[str, Any], lacking: tuple[str, ...] = ()
         write_text(results.folder / "runs" / run.name / "config.yaml", yaml.safe_dump(run.settings.plain()))
         if run.name in lacking:
             continue
-        results.stage(run.name, "pretrain", {"pretrain/loss": 1.0}, run.settings.pretrain.plain())
+        recipe = {"seed": run.settings.seed, **run.settings.pretrain.plain()}
+        results.stage(run.name, "pretrain", {"pretrain/loss": 1.0}, recipe)
         for stage in run.settings.stages:
-            results.stage(run.name, stage, {f"{stage}/top1" + "@20" * (stage == "knn"): random.uniform(20, 80)})
+            figures = {f"{stage}/top1" + "@20" * (stage == "knn"): random.uniform(20, 80)}
+            results.stage(run.name, stage, figures, getattr(run.settings, stage).plain())
     return results

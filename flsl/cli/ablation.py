@@ -10,8 +10,8 @@ from flsl.cli.common import Commands, command
 _TABLE = """
 
 Reads the figures of results/<project>/runs and what results/<project>/ablations/<name>/ablation.json says of the points
-(the workflow writes it; --config does as well), and writes table.csv, table.md and figure.png beside it. Points without
-figures are shown as missing, with the end of their log."""
+(the workflow writes it; --config does as well), and writes table.csv, table.md, table.html and figure.png beside it.
+Points without figures are shown as missing, with the end of their log."""
 _SHARE = """
 
 For runs that differ only in what does not concern the stage. Large files are linked, metrics.json is written under the

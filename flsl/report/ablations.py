@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import statistics
 from collections.abc import Mapping
@@ -12,12 +13,15 @@ from typing import Any
 import pandas as pd
 
 from flsl.report.markdown import code, counted, table
+from flsl.report.page import page as html_page
+from flsl.report.stale import Stale, stale_stages
 from flsl.report.tables import Headline, best, headlines, reference
 from flsl.runtime.ablations import FOLDER, Ablation, Point, log_of_missing, log_tail, point_label, value_text
 from flsl.runtime.outputs import atomic, write_text
-from flsl.runtime.results import Project, Run
+from flsl.runtime.results import PRETRAIN, Project, Run
 
-CSV, MARKDOWN, FIGURE = "table.csv", "table.md", "figure.png"
+CSV, MARKDOWN, HTML, FIGURE = "table.csv", "table.md", "table.html", "figure.png"
+FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class AblationTable:
         rows: its points in the config's order.
         missing: what has no figures.
         untrained: the untrained encoder, to compare with, where there is one.
+        stale: results of its points that their stages would not make now.
     """
 
     ablation: Ablation
@@ -95,6 +100,7 @@ class AblationTable:
     rows: list[Row]
     missing: list[Missing]
     untrained: Run | None
+    stale: list[Stale]
 
     def means(self, metric: str) -> list[float | None]:
         """Return the rows' means of a figure."""
@@ -139,7 +145,9 @@ def tabulate(project: Project, ablation: Ablation) -> AblationTable:
             if absent:
                 log = log_of_missing(project.folder, point, absent[0])
                 missing.append(Missing(row.label, point, absent, log))
-    return AblationTable(ablation, heads, rows, missing, reference(project))
+    stages = {PRETRAIN, FEATURES, *ablation.stages}
+    stale = [one for one in stale_stages(project) if one.run in figures and one.stage in stages]
+    return AblationTable(ablation, heads, rows, missing, reference(project), stale)
 
 
 def short(axis: str) -> str:
@@ -174,7 +182,10 @@ def page(found: AblationTable, project: Project) -> str:
     parts = [f"# Ablation {ablation.name} of {project.name}", ablation.caption, _about(found), _table(found)]
     if found.heads:
         parts.append(f"![{ablation.name}]({FIGURE})")
-    parts += ["## What is missing", _missing(found, project)]
+    parts += ["## What is missing", _missing(found)]
+    if found.stale:
+        lines = [f"- {code(one.run)}, {one.stage}: {'; '.join(one.reasons)}" for one in found.stale]
+        parts += ["## What is stale", "Made before what is named here changed.\n\n" + "\n".join(lines)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -226,7 +237,7 @@ def _cell(spread: Spread, chosen: bool) -> str:
     return text if len(spread.values) == spread.planned else f"{text} ({len(spread.values)} of {spread.planned} seeds)"
 
 
-def _missing(found: AblationTable, project: Project) -> str:
+def _missing(found: AblationTable) -> str:
     if not found.missing:
         return f"Nothing: {counted(len(found.rows), 'point')}, all with every figure."
     parts = []
@@ -255,7 +266,7 @@ def _plain(value: Any) -> bool:
 
 
 def write_ablation(project: Project, ablation: Ablation) -> list[Path]:
-    """Write an ablation's ``table.csv``, ``table.md`` and ``figure.png``; return their paths.
+    """Write an ablation's ``table.csv``, ``table.md``, ``table.html`` and ``figure.png``; return their paths.
 
     Raises:
         UserError: when a file cannot be written.
@@ -267,5 +278,10 @@ def write_ablation(project: Project, ablation: Ablation) -> list[Path]:
     with atomic(folder / CSV) as temporary:
         frame(found).to_csv(temporary, index=False)
     plot_ablation(found, [folder / FIGURE])
-    write_text(folder / MARKDOWN, page(found, project))
-    return [folder / name for name in (CSV, MARKDOWN, FIGURE)]
+    text = page(found, project)
+    write_text(folder / MARKDOWN, text)
+    # the browser's page needs no other file
+    drawn = base64.b64encode((folder / FIGURE).read_bytes()).decode()
+    whole = text.replace(f"]({FIGURE})", f"](data:image/png;base64,{drawn})")
+    write_text(folder / HTML, html_page(whole, f"Ablation {ablation.name} of {project.name}"))
+    return [folder / name for name in (CSV, MARKDOWN, HTML, FIGURE)]

@@ -28,13 +28,14 @@ def state(missing: Sequence[str], stale: Sequence[Stale]) -> str:
 def missing(project: Project) -> list[str]:
     """Return a line for each run that has not begun, each that lacks stages, and each file that cannot be read."""
     config = newest_config(project)
-    stages = config.get("stages")
-    planned = {PRETRAIN, *(stages if isinstance(stages, list) else ())}
     present = {run.name for run in project.runs}
     names = [*_mapping(config.get("runs")), *_mapping(config.get("baselines"))]
     lines = [f"- {code(name)} has not begun" for name in names if name not in present]
     for run in project.runs:
         complete = {name for name, stage in run.stages.items() if stage.record is not None}
+        # a point of an ablation has stages of its own
+        stages = run.config.get("stages", config.get("stages"))
+        planned = {PRETRAIN, *(stages if isinstance(stages, list) else ())}
         absent = ordered((planned | set(run.stages) | set(run.broken)) - complete)
         if absent:
             lines.append(f"- {name_of(run)}: {', '.join(absent)}")

@@ -79,7 +79,7 @@ def test_the_page_marks_base_and_best_and_names_no_chance_as_none(tmp_path: Path
         tmp_path, {"a": {"grid": {"pretrain.prototypes": [16, 4096]}, "stages": ["knn"], "caption": "K."}}
     )
     for run, value in (("base", 60.0), ("prototypes-16", 41.5)):
-        results.stage(run, "knn", {"knn/top1@20": value})
+        results.stage(run, "knn", {"knn/top1@20": value}, results.experiment.knn.plain())
     results.baseline()
     results.stage("untrained", "knn", {"knn/top1@20": 26.0})
     text = (write(results) / "a/table.md").read_text()
@@ -93,6 +93,21 @@ def test_the_page_marks_base_and_best_and_names_no_chance_as_none(tmp_path: Path
     assert "Each point has one seed, so that small differences may be chance." in text
     assert "![a](figure.png)" in text
     assert "Nothing: 2 points, all with every figure." in text
+    assert "What is stale" not in text
+    whole = (results.folder / "ablations/a/table.html").read_text()
+    assert "<strong>60.00</strong>" in whole
+    assert '<img src="data:image/png;base64,' in whole
+    assert "figure.png" not in whole
+
+
+def test_figures_of_other_settings_than_planned_are_told_as_stale(tmp_path: Path) -> None:
+    results = ablated(tmp_path, {"a": {"grid": {"pretrain.prototypes": [16, 4096]}, "stages": ["knn"]}})
+    path = results.folder / "runs/prototypes-16/pretrain/metrics.json"
+    record = json.loads(path.read_text())
+    record["params"]["epochs"] = 7
+    path.write_text(json.dumps(record))
+    text = (write(results) / "a/table.md").read_text()
+    assert "- `prototypes-16`, pretrain: setting `epochs` 7 → 300" in text
 
 
 def test_missing_points_and_seeds_are_marked_with_the_end_of_the_log(tmp_path: Path) -> None:

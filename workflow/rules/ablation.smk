@@ -41,8 +41,9 @@ rule tabulate_ablation:
             labels={"ablation": "{ablation}", "shown as": "table (CSV)"},
             caption="../report/ablation.rst",
         ),
-        markdown=report(
-            project("ablations/{ablation}/table.md"),
+        markdown=project("ablations/{ablation}/table.md"),
+        html=report(
+            project("ablations/{ablation}/table.html"),
             category="Ablations",
             labels={"ablation": "{ablation}", "shown as": "table"},
             caption="../report/ablation.rst",

@@ -14,7 +14,7 @@ def makers(stage):
 
 def files_of_ablation(name):
     """Return the tables and the figure of an ablation."""
-    return [project(f"ablations/{name}/{file}") for file in ("table.csv", "table.md", "figure.png")]
+    return [project(f"ablations/{name}/{file}") for file in ("table.csv", "table.md", "table.html", "figure.png")]
 
 
 def metrics_of_points(name):
