@@ -22,6 +22,11 @@ class DetectorSettings(Settings):
         None,
         description="Blocks (from 1) whose tokens go to strides 4, 8, 16, 32; null: 4, 6, 8, 12 of 12, in proportion.",
     )
+    frozen_blocks: int = Field(
+        0,
+        ge=0,
+        description="Blocks, from the first on, that stay as they were pretrained, with the embeddings; 0: none.",
+    )
     channels: Count = Field(256, description="Channels of the pyramid.")
     drop_path: float = Field(0.05, ge=0, lt=1, description="Stochastic depth of the last block (linear over depth).")
     activation_checkpointing: bool = Field(

@@ -64,6 +64,8 @@ class ViTPyramid(nn.Module):
             block.drop_path1 = DropPath(rate) if rate else nn.Identity()
             block.drop_path2 = DropPath(rate) if rate else nn.Identity()
         encoder.set_grad_checkpointing(settings.activation_checkpointing)
+        if settings.frozen_blocks:
+            _freeze(encoder, settings.frozen_blocks)
         # blocks after the last one that is looked at get no gradient
         for block in encoder.blocks[self.blocks[-1] :]:
             block.requires_grad_(False)
@@ -111,6 +113,16 @@ class ViTPyramid(nn.Module):
         distinct = [torch.cat(maps)[back] if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True)]
         numbers = sorted(set(self.blocks))
         return [distinct[numbers.index(block)] for block in self.blocks]
+
+
+def _freeze(encoder: VisionTransformer, count: int) -> None:
+    """Keep the embeddings and the first ``count`` blocks as they are; no gradient is computed for them."""
+    depth = len(encoder.blocks)
+    if count > depth:
+        raise UserError(f"detection.model.frozen_blocks: {count} is more than the encoder's {depth} blocks")
+    kept = encoder.blocks[count:]
+    encoder.requires_grad_(False)
+    kept.requires_grad_(True)
 
 
 def chosen_blocks(settings: DetectorSettings, depth: int) -> list[int]:

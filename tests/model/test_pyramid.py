@@ -78,6 +78,20 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     torch.testing.assert_close(*gradients)
 
 
+def test_frozen_blocks_and_the_embeddings_get_no_gradient() -> None:
+    model = ViTPyramid(encoder(class_token=True), DetectorSettings(channels=16, frozen_blocks=3)).train()
+    sum(level.square().mean() for level in model(torch.randn(1, 3, 64, 64)).values()).backward()
+    learning = {
+        name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.requires_grad and p.grad is not None
+    }
+    encoders = {name.split(".")[2] for name in learning if name.startswith("encoder.")}
+    assert encoders == {"3"}
+    assert "rescale.0.0" in learning
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    with pytest.raises(UserError, match=r"frozen_blocks: 5 is more than the encoder's 4 blocks"):
+        ViTPyramid(encoder(), DetectorSettings(frozen_blocks=5))
+
+
 def test_blocks() -> None:
     assert chosen_blocks(DetectorSettings(), 12) == [4, 6, 8, 12]
     assert chosen_blocks(DetectorSettings(pyramid="simple"), 12) == [12] * 4
