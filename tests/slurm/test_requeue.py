@@ -34,7 +34,8 @@ def test_a_time_limit_is_met_twice(limited: Stage, uninterrupted: Stage) -> None
     assert {attempt["job_id"] for attempt in attempts} == {job}
     assert f"complete, by job {job} ({len(attempts)} attempts)" in out
     log = (limited.out / "job" / f"{job}_0_log.err").read_text()
-    assert len(re.findall(r"stopped by signal 12 after step", log)) == len(attempts) - 1
+    # on a busy machine an attempt may end before its first step, and is requeued, too
+    assert len(re.findall(r"stopped by signal 12 after step", log)) >= 2
     assert f"Restarts={len(attempts) - 1}" in shell("scontrol", "show", "job", job)
 
 
