@@ -38,23 +38,34 @@ def report(figures: Mapping[str, Any], out: Path | None) -> None:
         write_json(out, dict(figures))
 
 
-def timed(work: Callable[[], object], device: torch.device | None = None) -> float:
+def timed(
+    work: Callable[[], object], device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return the seconds that ``work`` takes, the device's part included."""
-    start = time.perf_counter()
+    start = clock()
     work()
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def computing_clock(device: torch.device) -> Callable[[], float]:
+    """Return a clock: this process's CPU time where it computes on the CPU, which other processes disturb least."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
 
 
 def measure(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, device: torch.device | None = None, warmup: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device | None = None,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Return each candidate's median seconds; they take turns, so that a slow moment of the machine hits all."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + repeats):
         for name, work in candidates.items():
-            passed = timed(work, device)
+            passed = timed(work, device, clock)
             if turn >= warmup:
                 seconds[name].append(passed)
     return {name: statistics.median(values) for name, values in seconds.items()}

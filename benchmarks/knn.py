@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from common import device_name, measure, options, peak_gib, report
+from common import computing_clock, device_name, measure, options, peak_gib, report
 from torch import Tensor
 
 from flsl.model.neighbours import _chunk_sizes, knn_accuracy
@@ -84,7 +84,8 @@ def main() -> None:
     before = peak_gib(device)
     knn_accuracy(all_queries, all_labels, bank, bank_labels, args.classes, [args.k], memory_mb=args.memory_mb)
     memory = peak_gib(device) - before
-    measured = {count: measure(candidates(count), args.repeats, device) for count in sorted(args.queries)}
+    clock = computing_clock(device)
+    measured = {count: measure(candidates(count), args.repeats, device, clock=clock) for count in sorted(args.queries)}
     seconds = measured[max(measured)]
     ratios = {f"ours_over_{name}": seconds["ours"] / seconds[name] for name in list(seconds)[1:]}
     whole = {}

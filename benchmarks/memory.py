@@ -34,16 +34,21 @@ def tokens(settings: PretrainSettings) -> int:
 
 
 def peak(settings: PretrainSettings, count: int, device: torch.device, recompute: bool) -> dict[str, float]:
-    """Return the peak bytes of a step, those of the weights and their states, and the matrices of logits alive."""
+    """Return the peak bytes of a step, those of weights, states and gradients, and the matrices of logits alive."""
     step = TrainingStep(settings, ComputeSettings(activation_checkpointing=recompute), device)
     # as on a GPU, where attention is never multiplied out
     for block in step.student.encoder.blocks:
         block.attn.fused_attn = True
     batch, values = made_batch(step, settings, 0, count), values_at(STEPS // 2, settings, STEPS)
     # the optimiser's state is made by a step without gradients
-    for parameter in step.student.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    trained = [parameter for parameter in step.student.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
     step.update(values)
+    # gradients there from the start: at a small batch they would outweigh the activations, whose growth is asked for
+    gradients = [torch.zeros_like(parameter) for parameter in trained]
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.grad = gradient
     logits = count * tokens(settings) * settings.prototypes
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -54,9 +59,10 @@ def peak(settings: PretrainSettings, count: int, device: torch.device, recompute
         for state in step.optimiser.state.values():
             for tensor in state.values():
                 live.count(tensor)
+        for gradient in gradients:
+            live.count(gradient)
         fixed = live.current
         step.accumulate(batch, values, 1)
-        step.update(values)
     allocated = {"allocator_peak": torch.cuda.max_memory_allocated()} if device.type == "cuda" else {}
     return {"peak": live.peak, "fixed": fixed, "logits": live.watched_peak / (4 * logits), **allocated}
 
@@ -83,7 +89,7 @@ def largest_batch(
     return {
         "mib_an_image": slope / 2**20,
         "constant_mib": constant / 2**20,
-        "weights_and_states_mib": small["fixed"] / 2**20,
+        "weights_states_gradients_mib": small["fixed"] / 2**20,
         "largest_batch_in_80_gb": int((USABLE * GPU_BYTES - CUDA_BYTES - constant) / slope),
         "logits_in_float32_matrices": large["logits"],
     }

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import device_name, measure, options, report, timed
+from common import computing_clock, device_name, measure, options, report, timed
 from literal_step import LiteralStep, single_views
 
 from flsl.config.compute import ComputeSettings
@@ -88,7 +88,7 @@ def matmul_rate(device: torch.device, size: int) -> float:
             one @ other
 
     timed(multiply, device)
-    return 2 * size**3 * repeats / statistics.median(timed(multiply, device) for _ in range(5))
+    return 2 * size**3 * repeats / statistics.median(timed(multiply, device, computing_clock(device)) for _ in range(5))
 
 
 def made_batch(step: TrainingStep, settings: PretrainSettings, number: int, count: int) -> Batch:
@@ -145,7 +145,8 @@ def compare(
     # bfloat16 has eight bits; the views and weights are equal
     assert max(differences.values()) < 0.02, differences
     candidates: dict[str, Callable[[], object]] = {name: (lambda name=name: steps.run(name)) for name in names}
-    seconds = measure(candidates, repeats, device, warmup=3 if device.type == "cuda" else 1)
+    warmup = 3 if device.type == "cuda" else 1
+    seconds = measure(candidates, repeats, device, warmup, computing_clock(device))
     best = min(seconds[name] for name in steps.ours)
     encoder = steps.ours["ours"].student.encoder
     operations = count * flops_an_image(settings, encoder.embed_dim, len(encoder.blocks))
