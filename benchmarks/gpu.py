@@ -53,7 +53,7 @@ RUNS = {
     ),
     "end to end": Run(
         "end_to_end",
-        "--batch 256 --repeats 3",
+        "--batch 256 --steps 10 --repeats 3 --images 40",
         "--encoder vit_tiny_patch16_224 --batch 2 --steps 1 --repeats 1 --workers 1 --images 4 --no-compile",
         120,
     ),
