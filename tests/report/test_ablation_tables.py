@@ -19,6 +19,7 @@ from PIL import Image
 from flsl.cli import main
 from flsl.report.ablation_figures import kind_of, plot_ablation
 from flsl.report.ablations import AblationTable, page, tabulate
+from flsl.report.state import missing
 from flsl.report.tables import load_results
 from flsl.runtime.ablations import log_tail, read_ablation
 from flsl.runtime.errors import UserError
@@ -217,6 +218,14 @@ def test_the_tidy_frame_has_membership_and_the_values_of_varied_settings(tmp_pat
     assert not [name for name in points if name.startswith("pretrain.") and name != "pretrain.prototypes"]
     with pytest.raises(UserError, match=r"has no ablation 'c'.*it has a, b"):
         load_results(results.folder, ablation="c")
+
+
+def test_the_summary_misses_only_a_points_own_stages(tmp_path: Path) -> None:
+    ablation = {"grid": {"pretrain.prototypes": [16, 4096]}, "stages": ["knn"]}
+    results = ablated(tmp_path, {"a": ablation}, baselines={})
+    assert missing(read_project(results.folder)) == []
+    (results.folder / "runs/prototypes-16/knn/metrics.json").unlink()
+    assert missing(read_project(results.folder)) == ["- `prototypes-16`: knn"]
 
 
 def test_the_command_works_from_a_config_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
