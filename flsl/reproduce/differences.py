@@ -50,7 +50,8 @@ def _packages(run: Run, facts: Mapping[str, Any]) -> Iterator[str]:
     lock = maker(run).folder / PRETRAIN / LOCK
     if facts.get("lock_sha256") is None:
         then, now = dict(facts.get("packages", {})), package_versions()
-        then.pop("flsl", None)
+        for names in (then, now):
+            names.pop("flsl", None)
     elif not lock.is_file():
         yield f"packages: {lock} is missing"
         return

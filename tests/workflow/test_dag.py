@@ -191,6 +191,19 @@ def test_later_stage_waits_for_the_earlier_run_and_reads_its_encoder(copied: Pat
     assert planned(copied, changed(runs=runs, pretrain={"learning_rate": 0.001}))["pretrain"] == 3
 
 
+def test_pictures_are_a_stage_of_runs_and_baselines(copied: Path) -> None:
+    config = changed(stages=[*CONFIG["stages"], "visualize"], visualize={"images": 2, "counted": 4})  # type: ignore[misc]
+    assert planned(copied, config) == {"visualize": 1, "visualize_baseline": 1, **GATHERED}
+    result = snakemake(copied, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = copied / "results" / "tiny" / "runs"
+    for run, pictures in (("base", 5), ("untrained", 2)):
+        assert len(list((folder / run / "visualize").glob("*.png"))) == pictures
+    assert planned(copied, config) == {}
+    later = {**config, "visualize": {"images": 1, "counted": 4}}
+    assert planned(copied, later) == {"visualize": 1, "visualize_baseline": 1, **GATHERED}
+
+
 def test_touched_files_rerun_nothing(copied: Path) -> None:
     for path in (copied / "scenes").rglob("*.*"):
         os.utime(path)
