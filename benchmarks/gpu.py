@@ -47,7 +47,7 @@ class Run:
 RUNS = {
     "training step, S/16": Run(
         "train_step",
-        "--batches 64 128 256 512 --repeats 10",
+        "--batches 64 256 --repeats 10",
         "--recipe tiny --batches 2 --repeats 1 --curve-steps 3",
         240,
     ),
@@ -59,7 +59,7 @@ RUNS = {
     ),
     "training step, B/16": Run(
         "train_step",
-        "--recipe B/16 --batches 128 --repeats 5 --curve-steps 0",
+        "--recipe B/16 --batches 128 --modes default --repeats 5 --curve-steps 0",
         "--recipe tiny --batches 2 --repeats 1 --curve-steps 0 --precision bf16",
         100,
     ),
