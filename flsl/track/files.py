@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from flsl.runtime.environment import LOCK
 from flsl.runtime.machine import SYSTEM
 from flsl.runtime.outputs import sha256_json
 from flsl.runtime.results import CONFIG, HISTORY, RECORD, stage_folders
 
-_SHAPE = 2  # of the view; another number makes `sync` look at everything again
-_ARTIFACTS = {".png", ".svg", ".md", ".csv", ".html"}
+_SHAPE = 3  # of the view; another number makes `sync` look at everything again
+_ARTIFACTS = {".png", ".jpg", ".svg", ".md", ".csv", ".html"}
 _MODEL = "backbone.safetensors"
+_SHEETS = "sheets/*.jpg"  # of videos
 
 
 def signature(folder: Path, artifact_mb: float) -> str:
     """Return a digest of sizes and times of all files of a run that the view is made from."""
     names = listing(folder, [CONFIG])
     for stage in stage_folders(folder):
-        used = {path.name for path in stage.iterdir() if path.suffix in _ARTIFACTS}
-        found = listing(stage, used | {RECORD, HISTORY, SYSTEM, CONFIG, _MODEL})
+        found = listing(stage, _shown(stage) | {RECORD, HISTORY, SYSTEM, CONFIG, LOCK, _MODEL})
         names |= {f"{stage.name}/{name}": stamp for name, stamp in found.items()}
     return sha256_json([_SHAPE, artifact_mb, names])[:16]
 
@@ -27,11 +28,16 @@ def signature(folder: Path, artifact_mb: float) -> str:
 def artifacts(folder: Path, largest_mb: float) -> dict[str, str]:
     """Return the files of a complete stage that are stored with it, with size and time.
 
-    Tables and figures that lie in the folder itself, and the encoder, where they are not too large; the record always.
+    Tables and figures that lie in the folder itself, sheets of videos, and the encoder, where they are not too large;
+    the record and the lock of packages always.
     """
-    names = {path.name for path in folder.iterdir() if path.suffix in _ARTIFACTS} | {_MODEL}
-    small = {name for name in names if _size(folder / name) <= 1e6 * largest_mb}
-    return listing(folder, small | {RECORD, CONFIG})
+    small = {name for name in _shown(folder) | {_MODEL} if _size(folder / name) <= 1e6 * largest_mb}
+    return listing(folder, small | {RECORD, CONFIG, LOCK})
+
+
+def _shown(folder: Path) -> set[str]:
+    sheets = {path.relative_to(folder).as_posix() for path in folder.glob(_SHEETS)}
+    return {path.name for path in folder.iterdir() if path.suffix in _ARTIFACTS} | sheets
 
 
 def listing(folder: Path, names: Iterable[str]) -> dict[str, str]:

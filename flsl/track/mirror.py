@@ -15,6 +15,7 @@ from typing import Any
 
 from flsl.config.experiment import TrackingSettings
 from flsl.runtime.attempts import read_attempts
+from flsl.runtime.environment import LOCK
 from flsl.runtime.machine import SYSTEM
 from flsl.runtime.outputs import sha256_json
 from flsl.runtime.progress import warn
@@ -193,7 +194,7 @@ class Mirror:
         if stage.record is not None:
             packages = stage.provenance.get("packages")
             texts = {}
-            if isinstance(packages, Mapping):
+            if isinstance(packages, Mapping) and not (stage.folder / LOCK).is_file():
                 texts["environment.txt"] = "".join(f"{name}=={version}\n" for name, version in packages.items())
             self._upload(child, stage.folder, artifacts(stage.folder, self._settings.artifact_mb), texts)
 
@@ -204,7 +205,7 @@ class Mirror:
             return
         try:
             for name in names:
-                self._store.upload(seen.run_id, folder / name)
+                self._store.upload(seen.run_id, folder / name, Path(name).parent.name or None)
             for name, text in texts.items():
                 self._store.upload_text(seen.run_id, name, text)
         except TrackingError as error:

@@ -83,6 +83,21 @@ def test_the_load_of_the_machine_is_a_stages_system_metrics(results: Results) ->
     assert curve(results, "base/knn", "system/process_cpu_cores") == [(0, 2.0)]
 
 
+def test_sheets_of_videos_and_the_lock_of_packages_are_stored(results: Results) -> None:
+    results.stage("base", "davis", {"davis/J&F-Mean": 60.0})
+    stage = results.folder / "runs" / "base" / "davis"
+    (stage / "sheets").mkdir()
+    (stage / "sheets" / "dog.jpg").write_bytes(b"jpeg")
+    (stage / "masks.jpg").write_bytes(b"jpeg")
+    (stage / "requirements.lock").write_text("torch==2.6.0\n")
+    sync(results.folder)
+    run = shown_runs(results)["base/davis"].info.run_id
+    api = client(results)
+    files = {file.path for file in api.list_artifacts(run)}
+    assert files == {"metrics.json", "masks.jpg", "requirements.lock", "sheets"}
+    assert [file.path for file in api.list_artifacts(run, "sheets")] == ["sheets/dog.jpg"]
+
+
 def test_a_view_of_the_table_shows_what_differs_and_the_figures(results: Results) -> None:
     experiment_id = sync(results.folder).experiment
     tags = client(results).get_experiment(experiment_id).tags
