@@ -131,4 +131,4 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
     result = snakemake(tmp_path, "-n", "ablation_b", config=config(a={"seeds": [1]}))
     assert result.returncode != 0
-    assert "ablation_b" in result.stderr
+    assert "ablation_b" in result.stdout + result.stderr
