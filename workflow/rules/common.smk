@@ -286,6 +286,19 @@ def davis_sequences(wildcards):
     return ["--sequences", *names] if names else []
 
 
+def pictures(*names):
+    """Return outputs that the report shows, each under its own name."""
+    return {
+        name: report(
+            project(f"runs/{{run}}/visualize/{name}.png"),
+            category="Pictures",
+            labels={"run": "{run}", "picture": name},
+            caption="../report/visualize.rst",
+        )
+        for name in names
+    }
+
+
 def track_arguments():
     """Return the arguments of `flsl track sync`; a store that is down is a warning there, not an error."""
     uri = EXPERIMENT.tracking.uri

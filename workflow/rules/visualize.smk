@@ -6,15 +6,7 @@ rule visualize:
         encoder=checkpoint_of_run,
         images=project("data/images/manifest.json"),
     output:
-        pictures=report(
-            expand(
-                project("runs/{{run}}/visualize/{picture}.png"),
-                picture=["segments", "pca", "attention", "prototypes", "usage"],
-            ),
-            category="Pictures",
-            labels={"run": "{run}"},
-            caption="../report/visualize.rst",
-        ),
+        **pictures("segments", "pca", "attention", "prototypes", "usage"),
         metrics=project("runs/{run}/visualize/metrics.json"),
     log:
         log_of("visualize"),
@@ -47,12 +39,7 @@ use rule visualize as visualize_baseline with:
         encoder=project("runs/{run}/pretrain/backbone.safetensors"),
         images=project("data/images/manifest.json"),
     output:
-        pictures=report(
-            expand(project("runs/{{run}}/visualize/{picture}.png"), picture=["pca", "attention"]),
-            category="Pictures",
-            labels={"run": "{run}"},
-            caption="../report/visualize.rst",
-        ),
+        **pictures("pca", "attention"),
         metrics=project("runs/{run}/visualize/metrics.json"),
     wildcard_constraints:
         run=alternatives(BASELINES),
