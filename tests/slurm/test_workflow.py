@@ -110,6 +110,7 @@ def figures(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.timeout(1800)
 def test_the_whole_demo_gives_the_same_figures(project: Path) -> None:
     # the demo's own file, as it is: every rule of it can be planned for the cluster
     snakemake(project, "--profile", "slurm", "--dry-run")
