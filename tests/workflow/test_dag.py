@@ -275,6 +275,8 @@ def test_rules_are_in_one_shape() -> None:
     rules = re.findall(r"^ *rule (\w+):\n((?:(?!^ *rule ).*\n?)*)", text, flags=re.MULTILINE)
     missing = Counter()
     for name, body in rules:
+        if "output:" not in body:
+            continue  # a target's name: it makes nothing
         wanted = ["log:", "message:"] + ([] if "localrule: True" in body else ["resources:", "threads:"][:1])
         missing.update(f"{name} {part}" for part in wanted if part not in body)
     assert not missing
