@@ -35,7 +35,8 @@ def sampling(out: Path | str) -> Iterator[None]:
       NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves.
 
     A body that fails leaves a file that the next attempt goes on with; one that ends well ends the file, and running
-    the stage again starts anew. Only the first of several processes writes. Nothing here ever fails the stage.
+    the stage again starts anew. Only the first of several processes writes. Nothing here ever fails the stage, and
+    nothing is left of one that fails before it has made its folder.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -67,6 +68,7 @@ class _Sampler(threading.Thread):
 
         super().__init__(name="machine", daemon=True)
         self._path = path
+        self._lines: list[str] = []  # until the stage has made its folder
         self._psutil = psutil
         self._process = psutil.Process()
         self._cpu_seconds: dict[int, float] = {}
@@ -74,7 +76,6 @@ class _Sampler(threading.Thread):
         self._gpus = _Gpus()
         self._over = threading.Event()
         self._last: dict[str, Any] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._begun = _first_time(path)
         self._processor()
         self.start()
@@ -103,8 +104,11 @@ class _Sampler(threading.Thread):
             self._begun = self._begun or now
             stamp = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
             line = {"kind": "system", "step": round(now - self._begun), "time": stamp, **self._sample(), **(more or {})}
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            self._lines.append(json.dumps(line) + "\n")
+            if self._path.parent.is_dir():
+                with self._path.open("a", encoding="utf-8") as stream:
+                    stream.writelines(self._lines)
+                self._lines.clear()
         except Exception as error:
             warn(f"the machine's load is not recorded any more: {error}")
             return False

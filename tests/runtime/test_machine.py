@@ -43,6 +43,18 @@ def test_a_stage_that_computes_uses_a_core(tmp_path: Path) -> None:
     assert [line.get("ended", False) for line in found] == [False] * (len(found) - 1) + [True]
 
 
+def test_nothing_is_left_of_a_stage_that_fails_before_it_makes_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "stage"
+    with pytest.raises(KeyError), sampling(folder):
+        time.sleep(0.3)
+        raise KeyError
+    assert not folder.exists()
+    with sampling(folder):
+        time.sleep(0.3)
+        folder.mkdir()
+    assert len(lines(folder)) >= 2  # those from before are in it
+
+
 def test_names_are_mlflows() -> None:
     for name in (*WHOLE, *OWN, "gpu_0_utilization_percentage"):
         assert curve_name("system", name) == f"system/{name}"
