@@ -122,6 +122,22 @@ def test_finds_its_job_again(stage: Stage) -> None:
     assert f"complete, by job {job}" in stage.run(**slow)
 
 
+def test_finds_its_job_again_while_it_is_queued(stage: Stage) -> None:
+    hold = 'cluster.extra={"hold": true}'
+    first = stage.start(hold)
+    job = stage.job()
+    until(lambda: "PENDING (JobHeldUser)" in first.stdout.readline(), "state and reason are told")  # type: ignore[union-attr]
+    first.kill()
+    first.wait()
+    second = stage.start(hold)
+    until(lambda: f"re-attached to job {job}" in second.stdout.readline(), "the job is found")  # type: ignore[union-attr]
+    assert state_of(job) == "PENDING"
+    shell("scontrol", "release", job)
+    assert f"job {job}" in stage.finish(second)
+    assert stage.record()["job_id"] == job
+    assert stage.step() == STEPS
+
+
 def test_force_cancels_the_job_of_other_settings(stage: Stage) -> None:
     first = stage.start(step_seconds="5")
     job = stage.job()

@@ -47,12 +47,25 @@ def project(work: Path, request: pytest.FixtureRequest) -> Path:
     for part in PARTS:
         subprocess.run(["cp", "--archive", PROJECT / part, folder / part], check=True)
     # a site edits this one file; a test cluster answers faster than a real one
-    profile = folder / "workflow" / "profiles" / "slurm" / "config.yaml"
-    text = profile.read_text().replace("status-checks: 10", "status-checks: 3")
-    text = text.replace("# slurm_account: myproject", "slurm_account: root")
-    text = text.replace("# slurm_partition: gpu", "slurm_partition: high")
-    profile.write_text(text)
+    edit_profile(
+        folder,
+        {
+            "status-checks: 10": "status-checks: 3",
+            "# slurm_account: myproject": "slurm_account: root",
+            "# slurm_partition: gpu": "slurm_partition: high",
+        },
+    )
     return folder
+
+
+def edit_profile(folder: Path, changes: dict[str, str]) -> None:
+    """Change the file that a site edits."""
+    profile = folder / "workflow" / "profiles" / "slurm" / "config.yaml"
+    text = profile.read_text()
+    for before, after in changes.items():
+        assert before in text
+        text = text.replace(before, after)
+    profile.write_text(text)
 
 
 def experiment(folder: Path, name: str, **changes: Any) -> Path:
@@ -155,6 +168,26 @@ def test_a_detector_of_two_processes(project: Path) -> None:
     assert re.search(r"base/coco: job \d+: epoch [\d.]+/4, loss [\d.]+, [\d.]+ images/s", log)
     assert f"complete, by job {job} (1 attempts)" in log
     assert "coco/bbox/AP" in json.loads((folder / "metrics.json").read_text())["metrics"]
+
+
+def test_a_retry_asks_for_more_of_what_the_profile_says(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_profile(project, {"# qos: normal": "qos: normal", "# constraint: a100": "constraint: virtual"})
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT / "tests/slurm/hooks"))
+    monkeypatch.setenv("FLSL_TEST_FAIL", f"scenes:{project / 'failed'}")
+    path = experiment(project, "retried")
+    snakemake(project, "results/retried-scenes/scenes.json", "--profile", "slurm", "--configfile", str(path))
+    shown = subprocess.run(["scontrol", "--oneliner", "show", "job"], capture_output=True, text=True, check=True).stdout
+    jobs = [
+        dict(word.split("=", 1) for word in line.split() if "=" in word)
+        for line in shown.splitlines()
+        if f"WorkDir={project} " in f"{line} "
+    ]
+    first, second = sorted(jobs, key=lambda job: int(job["JobId"]))
+    assert (first["JobState"], second["JobState"]) == ("FAILED", "COMPLETED")
+    assert (first["MinMemoryNode"], second["MinMemoryNode"]) == ("2000M", "4000M")
+    assert (first["TimeLimit"], second["TimeLimit"]) == ("00:30:00", "01:00:00")
+    for job in (first, second):
+        assert (job["Partition"], job["Account"], job["QOS"], job["Features"]) == ("high", "root", "normal", "virtual")
 
 
 def test_an_interrupted_workflow_leaves_the_job_and_finds_it_again(project: Path) -> None:

@@ -4,6 +4,8 @@ FLSL_TEST_STEP_SECONDS=s             each step takes that much longer
 FLSL_TEST_RAISE=rank:step            that rank raises an error at that step
 FLSL_TEST_DIE=rank:step:marker       that rank kills itself at that step, unless the file `marker` exists already
 FLSL_TEST_EAT=rank:step:gigabytes    that rank takes memory at that step
+FLSL_TEST_FAIL=word:marker           a command with that word among its arguments fails, unless the file `marker`
+                                     exists already
 FLSL_TEST_KILL_SAVE=step:marker      when half of that step's checkpoint is written, all processes of the job on that
                                      machine are killed, unless the file `marker` exists already
 """
@@ -94,5 +96,8 @@ def _fatal_fsync(fd, fsync=os.fsync):
 
 if any(name.startswith("FLSL_TEST_") for name in os.environ):
     sys.meta_path.insert(0, _Finder())
+_word, *_marker = _setting("FAIL")
+if _marker and _word in sys.orig_argv and _first_time(_marker[0]):
+    os._exit(1)
 if os.environ.get("FLSL_TEST_KILL_SAVE"):
     os.fsync = _fatal_fsync
