@@ -28,6 +28,7 @@ _HEADLINES = (
     ("DAVIS J&F", "davis/J&F-Mean"),
 )
 _NO_RESULTS = ("pretrain", "baseline", "features")
+_DESCRIPTIONS = (*_NO_RESULTS, "visualize")  # stages whose figures describe an encoder, and do not judge it
 _LESS_IS_BETTER = re.compile(r"loss|decay|error", re.IGNORECASE)
 _NEITHER = re.compile(r"seconds|per_second|images|frames|parameters|steps|count", re.IGNORECASE)
 
@@ -176,7 +177,7 @@ def headlines(metrics: Iterable[str]) -> list[Headline]:
 def more_is_better(metric: str) -> bool | None:
     """Tell which of two values of a figure is the better one; ``None`` where neither is."""
     stage, _, name = metric.partition("/")
-    if stage in _NO_RESULTS or _NEITHER.search(name):
+    if stage in _DESCRIPTIONS or _NEITHER.search(name):
         return None
     return not _LESS_IS_BETTER.search(name)
 

@@ -80,6 +80,7 @@ def test_which_value_is_the_better_one() -> None:
     assert more_is_better("knn/top1@20") is True
     assert more_is_better("davis/J-Decay") is False
     assert more_is_better("pretrain/loss") is None
+    assert more_is_better("visualize/perplexity") is None
     assert more_is_better("features/images_per_second") is None
     assert best([1.0, 3.0, None, 3.0], True) == {1, 3}
     assert best([1.0, 3.0], False) == {0}

@@ -76,6 +76,11 @@ def test_an_ablation_has_its_own_stages_only(finished: Path) -> None:
     assert planned(finished, settings) == {"pretrain": 1, "features": 1, "knn": 1, **TABLES}
 
 
+def test_the_untrained_encoder_is_there_to_compare_with(finished: Path) -> None:
+    settings = config(a={"grid": {"pretrain.prototypes": [8, 16]}}) | {"baselines": {"untrained": {"kind": "random"}}}
+    assert planned(finished, settings) == {"pretrain": 1, "baseline": 1, "features": 2, "knn": 2, **TABLES}
+
+
 def test_all_makes_the_ablations_of_the_config(finished: Path) -> None:
     counts = planned(finished, config(a={"grid": {"pretrain.prototypes": [8, 16]}}), "all")
     assert counts["tabulate_ablation"] == 1

@@ -34,6 +34,7 @@ for STAGE in SHARED_FILES:
 rule tabulate_ablation:
     input:
         lambda wildcards: metrics_of_points(wildcards.ablation),
+        lambda wildcards: metrics_beside_points(wildcards.ablation),
     output:
         csv=report(
             project("ablations/{ablation}/table.csv"),

@@ -18,13 +18,20 @@ def files_of_ablation(name):
 
 
 def metrics_of_points(name):
-    """Return the figure files that an ablation's table shows."""
+    """Return the figure files of an ablation's points."""
     ablation = PLAN.ablations[name]
     return [
         project(f"runs/{point.run}/{stage}/metrics.json")
         for point in ablation.points
         for stage in ("pretrain", *ablation.stages)
     ]
+
+
+def metrics_beside_points(name):
+    """Return the figure files of the untrained encoder, which stands below an ablation's points."""
+    stages = [stage for stage in PLAN.ablations[name].stages if stage in EXPERIMENT.stages]
+    untrained = [name for name, baseline in EXPERIMENT.baselines.items() if baseline.kind == "random"]
+    return [project(f"runs/{baseline}/{stage}/metrics.json") for baseline in untrained for stage in stages]
 
 
 def checkpoint_of_run(wildcards):
