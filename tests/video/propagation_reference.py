@@ -61,12 +61,14 @@ def nearest(labels, width, height):
 
 def label_map(soft, patch_size, ids, width, height):
     """Ids at the size of the video from soft labels at token resolution, and which of them no rounding can change."""
-    planes = []
+    planes, decided = [], True
     for k in range(soft.shape[-1]):
         plane = upsample(soft[..., k], patch_size)
         low, high = plane.min(), plane.max()
+        # a plane that is constant but for rounding may be stretched as any other: rounding decides all pixels then
+        decided = decided and (high - low > 1e-9 or high == 0)
         planes.append((plane - low) / (high - low) if high > low else plane)
     planes = np.array([*planes, np.full_like(planes[0], -1)])
     two = np.sort(planes, axis=0)[-2:]
-    clear = two[1] - two[0] > 1e-9
+    clear = (two[1] - two[0] > 1e-9) & decided
     return nearest(np.asarray(ids)[planes.argmax(0)], width, height), nearest(clear, width, height).astype(bool)

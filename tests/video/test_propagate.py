@@ -7,7 +7,7 @@ import propagation_reference as reference
 import pytest
 import torch
 from davis_files import moving_discs, write_davis, write_mask
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
@@ -46,6 +46,7 @@ def unit_features(seed, count, rows, columns):
     columns=st.integers(2, 9),
     patch_size=st.sampled_from([1, 4, 7, 8]),
 )
+@example(seed=349, context=1, rows=2, columns=2, patch_size=7)  # a plane that is constant but for rounding
 @settings(max_examples=25, deadline=None)
 def test_label_maps_are_those_of_the_literal_protocol_on_random_features(seed, context, rows, columns, patch_size):
     rng = np.random.default_rng(seed)
