@@ -16,7 +16,9 @@ class ShapeSettings(Settings):
 
     nodes: Count = Field(1, description="Nodes.")
     gpus_per_node: int | None = Field(
-        None, ge=0, description="GPUs a node; null: one, or none with `compute.device: cpu`."
+        None,
+        ge=0,
+        description="GPUs a node; null: one, or none with `compute.device: cpu` and for `local` where there are no GPUs.",
     )
     tasks_per_node: Count | None = Field(None, description="Processes a node; null: one a GPU, at least one.")
     cpus_per_task: Count = Field(8, description="CPU cores a process.")

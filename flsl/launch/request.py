@@ -44,6 +44,11 @@ def gpus_per_node(experiment: Experiment) -> int:
     return asked if asked is not None else int(experiment.compute.device != "cpu")
 
 
+def _gpus_here() -> bool:
+    """Tell whether this machine has NVIDIA GPUs, without the seconds that importing torch takes."""
+    return shutil.which("nvidia-smi") is not None or any(Path("/dev").glob("nvidia[0-9]*"))
+
+
 def tasks_per_node(experiment: Experiment) -> int:
     """Return the processes on each node: one a GPU unless the settings say otherwise."""
     return experiment.cluster.tasks_per_node or max(1, gpus_per_node(experiment))
@@ -59,6 +64,8 @@ def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dic
     settings, gpus, tasks = experiment.cluster, gpus_per_node(experiment), tasks_per_node(experiment)
     shape: dict[str, int | None]
     if kind == "local":
+        if settings.gpus_per_node is None and experiment.compute.device == "auto" and not _gpus_here():
+            gpus = 0
         # one node only: this machine takes the processes of all
         shape = {"nodes": 1, "tasks_per_node": settings.nodes * tasks, "gpus_per_node": settings.nodes * gpus}
     else:

@@ -138,6 +138,18 @@ def test_what_is_asked_for() -> None:
     assert executor_parameters("slurm", cpu, "name")["tasks_per_node"] == 1
 
 
+@pytest.mark.parametrize(("here", "gpus"), [(True, 2), (False, 0)])
+def test_a_laptop_without_gpus_is_asked_for_none(here: bool, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flsl.launch.request._gpus_here", lambda: here)
+    experiment = Experiment(project="p", cluster=ClusterSettings(nodes=2))
+    asked = executor_parameters("local", experiment, "name")
+    assert (asked["tasks_per_node"], asked["gpus_per_node"]) == (2, gpus)
+    # a cluster's nodes may have what its head node has not
+    assert executor_parameters("slurm", experiment, "name")["gpus_per_node"] == 1
+    cuda = Experiment(project="p", cluster=ClusterSettings(), compute=ComputeSettings(device="cuda"))
+    assert executor_parameters("local", cuda, "name")["gpus_per_node"] == 1
+
+
 def work(out: Path) -> Work:
     return Work("pretrain", {}, {}, str(out), "run", "0" * 64, 1)
 
