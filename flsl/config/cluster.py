@@ -18,7 +18,7 @@ class ShapeSettings(Settings):
     gpus_per_node: int | None = Field(
         None,
         ge=0,
-        description="GPUs a node; null: one, or none with `compute.device: cpu` and for `local` where there are no GPUs.",
+        description="GPUs a node; null: one, or none with `compute.device: cpu` and for `local` without GPUs.",
     )
     tasks_per_node: Count | None = Field(None, description="Processes a node; null: one a GPU, at least one.")
     cpus_per_task: Count = Field(8, description="CPU cores a process.")

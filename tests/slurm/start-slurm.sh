@@ -108,8 +108,8 @@ GresTypes=gpu
 # quick reactions, for tests
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf_interval=2
 KillWait=5
-# squeue -t all shows ended jobs for this long (snakemake with --slurm-status-command squeue)
-MinJobAge=600
+# scontrol and squeue -t all show ended jobs for as long as the tests take
+MinJobAge=3600
 # jobs of partition "high" requeue those of "main"
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
