@@ -18,7 +18,7 @@ from flsl.launch.outcome import Outcome, log_end, log_path
 from flsl.launch.queue import find_by_name
 from flsl.launch.record import JobRecord, only_one
 from flsl.launch.task import Task, deliver_result
-from flsl.launch.wait import Interrupted, alive, end_job, process_started, wait
+from flsl.launch.wait import Interrupted, alive, end_job, interruptible, process_started, wait
 from flsl.launch.work import Work
 from flsl.runtime.attempts import read_attempts
 from flsl.runtime.errors import UserError
@@ -120,27 +120,32 @@ def _wait(experiment: Experiment, task: Task, record: JobRecord, fresh: bool) ->
     """Wait for the job, and for those that take its place when it is lost."""
     work, settings = task.work, experiment.cluster
     out = Path(work.out)
-    following = start_following(out, experiment, head=True)
-    try:
-        while True:
-            what = f"{work.run}/{work.stage}: job {record.job_id}"
-            with Live(what, out / "history.jsonl", work.epochs) as live:
-                outcome = wait(record, out / "job", settings, live, fresh)
-            starts = len(read_attempts(out, record.launch))
-            if outcome.kind != "lost":
-                break
-            if starts > settings.requeues or len(record.lost) >= settings.requeues:
-                reason = f"{outcome.message}; it has started {starts} times (cluster.requeues: {settings.requeues})"
-                outcome = Outcome("failed", reason, outcome.log)
-                break
-            fresh = False
-            warn(f"{outcome.message}; it goes on from its last checkpoint in another job")
-            assert record.job_id is not None
-            record = _submit(experiment, task, (*record.lost, record.job_id))
-    except Interrupted as stop:
-        raise _interrupted(record, settings, stop) from None
-    finally:
-        following.stop()
+    # the follower takes a moment to start, in which whoever has read the job's number may interrupt already
+    with interruptible():
+        try:
+            following = start_following(out, experiment, head=True)
+            try:
+                while True:
+                    what = f"{work.run}/{work.stage}: job {record.job_id}"
+                    with Live(what, out / "history.jsonl", work.epochs) as live:
+                        outcome = wait(record, out / "job", settings, live, fresh)
+                    starts = len(read_attempts(out, record.launch))
+                    if outcome.kind != "lost":
+                        break
+                    if starts > settings.requeues or len(record.lost) >= settings.requeues:
+                        reason = (
+                            f"{outcome.message}; it has started {starts} times (cluster.requeues: {settings.requeues})"
+                        )
+                        outcome = Outcome("failed", reason, outcome.log)
+                        break
+                    fresh = False
+                    warn(f"{outcome.message}; it goes on from its last checkpoint in another job")
+                    assert record.job_id is not None
+                    record = _submit(experiment, task, (*record.lost, record.job_id))
+            finally:
+                following.stop()
+        except Interrupted as stop:
+            raise _interrupted(record, settings, stop) from None
     if outcome.kind == "complete":
         _take(work, settings.latency_seconds)
     record.write(out, state=outcome.kind, told=True)

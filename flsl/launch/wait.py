@@ -47,12 +47,9 @@ def wait(record: JobRecord, folder: Path, settings: ClusterSettings, live: Live,
 
     Success is what all of its processes have left as submitit's results; an error counts only once the scheduler says
     that the job has ended, as a requeued one starts anew.
-
-    Raises:
-        Interrupted: on Ctrl-C, SIGTERM or SIGHUP.
     """
     assert record.job_id is not None
-    with _interruptible(), _watching(record, settings) as watch:
+    with _watching(record, settings) as watch:
         ended: float | None = None
         unknown = time.monotonic()
         while True:
@@ -145,7 +142,9 @@ def _watching(record: JobRecord, settings: ClusterSettings) -> Iterator[Callable
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
+    """Raise :class:`Interrupted` on Ctrl-C, SIGTERM and SIGHUP."""
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted("interrupted", number)
 
