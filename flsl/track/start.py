@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from flsl.config.experiment import Experiment
+from flsl.runtime.errors import Stopped
 from flsl.runtime.progress import say, warn
 
 LOG = "tracking.log"
@@ -40,7 +41,7 @@ def start_following(stage_dir: Path | str, experiment: Experiment, head: bool = 
     """Send the curves of ``stage_dir/history.jsonl`` to MLflow while this process goes on.
 
     A process of its own does it: a server that is slow or down costs this one nothing. Its warnings are in
-    ``stage_dir/tracking.log``. To be called by one rank only. Never raises, never waits.
+    ``stage_dir/tracking.log``. To be called by one rank only. Never fails, never waits.
 
     Args:
         stage_dir: the stage's folder, as a rule ``results/<project>/runs/<run>/pretrain``. In another place, curves
@@ -51,6 +52,8 @@ def start_following(stage_dir: Path | str, experiment: Experiment, head: bool = 
     """
     try:
         return _start(Path(stage_dir).resolve(), experiment, head)
+    except Stopped:
+        raise  # a signal to the process that called
     except Exception as error:
         warn(f"curves are not sent to MLflow while training: {error}")
         return Following()

@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from made_results import Results, experiment
 from mlflow_view import alive, curve, shown_runs, wait_for
 
+from flsl.runtime.errors import Stopped
 from flsl.track import start_following
 from flsl.track.sync import sync
 
@@ -116,3 +118,12 @@ def test_following_that_is_not_wanted_or_not_possible_is_none(tmp_path: Path) ->
 def test_no_mlflow_is_imported_for_training() -> None:
     code = "import sys, flsl.track, flsl.cli; flsl.cli.build_parser(); print({'mlflow', 'torch'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_signal_that_comes_while_it_starts_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise Stopped("interrupted", 2)
+
+    monkeypatch.setattr("flsl.track.start._start", interrupted)
+    with pytest.raises(Stopped):
+        start_following(tmp_path / "demo/runs/base/pretrain", experiment())
