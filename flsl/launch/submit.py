@@ -44,20 +44,33 @@ def submit_work(work: Work, force: bool = False, waits: bool = True) -> None:
     experiment = check(Experiment, work.settings, "the settings")
     out = Path(work.out)
     try:
-        with only_one(out):
-            record = _attach(experiment, work, force)
-            if record is not None and record.state == "complete" and record.told and deliver_result(out, work.results):
-                say(f"{out}: complete, by job {record.job_id}")
-                return
-            launch = record.launch if record is not None else secrets.token_hex(4)
-            task = Task(work, launch, experiment.cluster.requeues)
-            fresh = record is None or record.state != "submitted"
-            if record is None or fresh:
-                record = _submit(experiment, task)
-            if waits:
-                _wait(experiment, task, record, fresh)
+        with interruptible(), only_one(out):
+            try:
+                _have_done(experiment, work, force, waits)
+            except Interrupted as stop:
+                # whatever was being done: what counts is whether there is a job
+                record = JobRecord.read(out)
+                if record is None or record.job_id is None or record.state != "submitted":
+                    raise
+                raise _interrupted(record, experiment.cluster, stop) from None
     except UserError as error:
         raise work.in_its_words(error) from None
+
+
+def _have_done(experiment: Experiment, work: Work, force: bool, waits: bool) -> None:
+    """Find the folder's job or submit one, and wait for it."""
+    out = Path(work.out)
+    record = _attach(experiment, work, force)
+    if record is not None and record.state == "complete" and record.told and deliver_result(out, work.results):
+        say(f"{out}: complete, by job {record.job_id}")
+        return
+    launch = record.launch if record is not None else secrets.token_hex(4)
+    task = Task(work, launch, experiment.cluster.requeues)
+    fresh = record is None or record.state != "submitted"
+    if record is None or fresh:
+        record = _submit(experiment, task)
+    if waits:
+        _wait(experiment, task, record, fresh)
 
 
 def _attach(experiment: Experiment, work: Work, force: bool) -> JobRecord | None:
@@ -120,32 +133,25 @@ def _wait(experiment: Experiment, task: Task, record: JobRecord, fresh: bool) ->
     """Wait for the job, and for those that take its place when it is lost."""
     work, settings = task.work, experiment.cluster
     out = Path(work.out)
-    # the follower takes a moment to start, in which whoever has read the job's number may interrupt already
-    with interruptible():
-        try:
-            following = start_following(out, experiment, head=True)
-            try:
-                while True:
-                    what = f"{work.run}/{work.stage}: job {record.job_id}"
-                    with Live(what, out / "history.jsonl", work.epochs) as live:
-                        outcome = wait(record, out / "job", settings, live, fresh)
-                    starts = len(read_attempts(out, record.launch))
-                    if outcome.kind != "lost":
-                        break
-                    if starts > settings.requeues or len(record.lost) >= settings.requeues:
-                        reason = (
-                            f"{outcome.message}; it has started {starts} times (cluster.requeues: {settings.requeues})"
-                        )
-                        outcome = Outcome("failed", reason, outcome.log)
-                        break
-                    fresh = False
-                    warn(f"{outcome.message}; it goes on from its last checkpoint in another job")
-                    assert record.job_id is not None
-                    record = _submit(experiment, task, (*record.lost, record.job_id))
-            finally:
-                following.stop()
-        except Interrupted as stop:
-            raise _interrupted(record, settings, stop) from None
+    following = start_following(out, experiment, head=True)
+    try:
+        while True:
+            what = f"{work.run}/{work.stage}: job {record.job_id}"
+            with Live(what, out / "history.jsonl", work.epochs) as live:
+                outcome = wait(record, out / "job", settings, live, fresh)
+            starts = len(read_attempts(out, record.launch))
+            if outcome.kind != "lost":
+                break
+            if starts > settings.requeues or len(record.lost) >= settings.requeues:
+                reason = f"{outcome.message}; it has started {starts} times (cluster.requeues: {settings.requeues})"
+                outcome = Outcome("failed", reason, outcome.log)
+                break
+            fresh = False
+            warn(f"{outcome.message}; it goes on from its last checkpoint in another job")
+            assert record.job_id is not None
+            record = _submit(experiment, task, (*record.lost, record.job_id))
+    finally:
+        following.stop()
     if outcome.kind == "complete":
         _take(work, settings.latency_seconds)
     record.write(out, state=outcome.kind, told=True)
