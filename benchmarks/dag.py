@@ -65,7 +65,7 @@ def pretend(folder: Path, settings: dict[str, Any]) -> None:
         path = folder / name
         if len(others) < 4 or name == "output_file":
             continue
-        if path.name == "sheets":
+        if path.name in ("sheets", "pages"):
             path.mkdir(parents=True, exist_ok=True)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)

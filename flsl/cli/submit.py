@@ -53,5 +53,6 @@ def _detect(args: argparse.Namespace) -> None:
     from flsl.launch import detection, submit_work
 
     name = args.name or args.run_name or "base"
-    work = detection(experiment(args), args.stage, args.backbone, args.out, name, args.model, args.random_init)
+    encoder = {"model": args.model, "checkpoint": args.checkpoint, "random": args.random_init}
+    work = detection(experiment(args), args.stage, args.backbone, args.out, name, **encoder)
     submit_work(work, args.force, not args.no_wait)

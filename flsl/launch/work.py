@@ -15,6 +15,7 @@ from flsl.runtime.errors import UserError, require_file, require_folder
 from flsl.runtime.outputs import read_json, sha256_file, sha256_json
 
 Detection = Literal["coco", "uavdt"]
+_ENCODER_FILES = ("backbone", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Work:
         from flsl.detect.stage import run
         from flsl.model.choice import EncoderChoice
 
-        backbone = self.inputs["backbone"]
-        choice = EncoderChoice(Path(backbone) if backbone else None, self.inputs["model"], random=self.inputs["random"])
+        backbone, checkpoint = (Path(file) if (file := self.inputs[name]) else None for name in _ENCODER_FILES)
+        choice = EncoderChoice(backbone, self.inputs["model"], checkpoint, self.inputs["random"])
         stage: Detection = "coco" if self.stage == "coco" else "uavdt"
         record = run(stage, settings, choice, out, self.run)
         return record["metrics"] if record else {}
@@ -110,6 +111,7 @@ def detection(
     out: Path,
     run: str,
     model: str | None = None,
+    checkpoint: Path | None = None,
     random: bool = False,
 ) -> Work:
     """Return the fine-tuning of a detector.
@@ -117,19 +119,21 @@ def detection(
     Args:
         experiment: the resolved settings.
         stage: ``coco`` or ``uavdt``.
-        backbone: file of the encoder's weights, if it comes from one.
+        backbone: file of the encoder, if it comes from one.
         out: the stage's folder.
         run: the run's name.
         model: timm name of the encoder, where it is not the file that tells.
+        checkpoint: weights for ``model``.
         random: whether the encoder is left untrained.
 
     Raises:
         UserError: when no encoder is named, or a file is missing.
     """
-    if backbone is None and model is None and not random:
+    if backbone is None and checkpoint is None and model is None and not random:
         raise UserError("--backbone: name the encoder: --backbone FILE, --model NAME or --random-init")
-    if backbone is not None:
-        require_file(backbone, "the encoder")
+    files = dict(zip(_ENCODER_FILES, (backbone, checkpoint), strict=True))
+    for path in filter(None, files.values()):
+        require_file(path, "the encoder")
     chosen = experiment.detection
     training = chosen.coco if stage == "coco" else chosen.uavdt
     recipe = {
@@ -138,11 +142,12 @@ def detection(
         "recipe": training.plain(),
         "seed": experiment.seed,
         "data": [sha256_file(path) for path in _annotations(experiment, stage)],
-        "encoder": [model, random, sha256_file(backbone) if backbone is not None else None],
+        "encoder": [model, random, *(sha256_file(path) for path in filter(None, files.values()))],
         # an untrained encoder is built from these
         "untrained": [experiment.pretrain.encoder.plain(), experiment.pretrain.views.teacher_size] if random else None,
     }
-    inputs = {"backbone": str(backbone.absolute()) if backbone is not None else None, "model": model, "random": random}
+    inputs: dict[str, Any] = {name: str(path.absolute()) if path is not None else None for name, path in files.items()}
+    inputs |= {"model": model, "random": random}
     return Work(
         stage, for_detection(experiment).plain(), inputs, str(out.absolute()), run, sha256_json(recipe), training.epochs
     )
@@ -171,4 +176,4 @@ def _annotations(experiment: Experiment, stage: Detection) -> list[Path]:
     if uavdt is None:
         raise UserError("data.uavdt: the data set is not set; give at least data.uavdt.root=DIR")
     folder = require_folder(Path(uavdt.root) / uavdt.ground_truth, "UAVDT's ground truth")
-    return sorted(folder.glob("*_gt_whole.txt"))
+    return [*sorted(folder.glob("*_gt_whole.txt")), *sorted(folder.glob("*_gt_ignore.txt"))]

@@ -49,6 +49,23 @@ def test_a_detector_depends_on_its_recipe_its_data_and_its_encoder(data: Path) -
     assert len({first, *changed}) == 5
 
 
+def test_ignore_boxes_and_a_checkpoint_for_a_model_count_and_reach_the_job(data: Path) -> None:
+    asked = experiment(data={"uavdt": {"root": "uavdt"}})
+
+    def work() -> Work:
+        return detection(asked, "uavdt", None, Path("out"), "base", model="vit", checkpoint=Path("backbone"))
+
+    first = work()
+    assert (first.inputs["model"], first.inputs["checkpoint"]) == ("vit", str(data / "backbone"))
+    (data / "uavdt/UAV-benchmark-MOTD_v1.0/GT/M0203_gt_ignore.txt").write_text("1,1,0,0,9,9,1,1,1")
+    second = work()
+    (data / "backbone").write_text("others")
+    assert len({first.recipe, second.recipe, work().recipe}) == 3
+    (data / "backbone").unlink()
+    with pytest.raises(UserError, match="backbone: no such file; the encoder is expected there"):
+        work()
+
+
 def test_the_outputs_are_those_of_the_rules(data: Path) -> None:
     asked = experiment(data={"uavdt": {"root": "uavdt"}})
     uavdt = detection(asked, "uavdt", None, Path("out"), "base", random=True)

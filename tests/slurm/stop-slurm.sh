@@ -1,7 +1,8 @@
 #!/bin/bash
 # Stop the cluster that start-slurm.sh started, and only it (by its pid files): cancel all jobs, end slurmd, slurmctld,
-# slurmdbd, mariadbd and (where start-slurm.sh started it) munged, take the nodes' names out of /etc/hosts. Logs and
-# state stay until the next start; --clean removes them. Safe to call when nothing runs.
+# slurmdbd, mariadbd and (where start-slurm.sh started it) munged, take the nodes' names out of /etc/hosts, and remove the
+# configuration: SLURM's commands, snakemake's among them, would look for the cluster for ten seconds each. Logs and state
+# stay until the next start; --clean removes them. Safe to call when nothing runs.
 set -uo pipefail
 BASE=${FLSL_SLURM_DIR:-/var/spool/flsl-slurm}; RUN=/run/flsl-slurm; LOG=/var/log/flsl-slurm
 t0=$(date +%s%N); say() { printf '[stop-slurm %5d ms] %s\n' $(( ($(date +%s%N)-t0)/1000000 )) "$*"; }
@@ -27,6 +28,9 @@ if grep -q '# flsl-slurm$' /etc/hosts; then h=$(sed '/# flsl-slurm$/d' /etc/host
 left=$(ps -eo pid=,stat=,args= | awk '$2 !~ /^Z/ && $3 ~ /^(slurmstepd|slurmd|slurmctld|slurmdbd)/ {print}')
 [ -n "$left" ] && { say "still alive:"; echo "$left"; }
 rm -rf $RUN
-[ "${1:-}" = --clean ] && rm -rf "$BASE" "$LOG" /etc/slurm/slurm.conf /etc/slurm/gres.conf /etc/slurm/slurmdbd.conf
+if grep -qsF "# made by start-slurm.sh of FLSL's tests" /etc/slurm/slurm.conf; then
+  rm -f /etc/slurm/slurm.conf /etc/slurm/gres.conf /etc/slurm/slurmdbd.conf
+fi
+[ "${1:-}" = --clean ] && rm -rf "$BASE" "$LOG"
 say "stopped"
 [ -z "$left" ]
