@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Run by snakemake in the new environment, in the project's root; on a machine without conda, run it in a virtual one.
 set -euo pipefail
 pip install --constraint constraints.txt --editable '.[detect,workflow]'

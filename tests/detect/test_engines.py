@@ -126,8 +126,9 @@ def test_uavdt_from_frames_to_the_official_figures(tmp_path: Path, engine: str) 
 
 
 @pytest.mark.slow
-def test_two_ranks_train_and_write_once(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_experiment(tiny).plain()))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_ranks_train_and_write_once(tiny: Path, tmp_path: Path, engine: str) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_experiment(tiny, f"detection.engine={engine}").plain()))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flsl"]
     arguments = ["detect", "train", "--stage", "coco", "--random-init", "--config", str(tmp_path / "tiny.yaml")]
     done = subprocess.run(
