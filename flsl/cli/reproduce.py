@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
 def _reproduce(args: argparse.Namespace) -> None:
     from flsl.reproduce.differences import differences
     from flsl.reproduce.find import find_run
-    from flsl.reproduce.script import script
+    from flsl.reproduce.script import comment, script
     from flsl.runtime.outputs import git_origin
 
     run = find_run(args.run_name, args.project_folder)
@@ -40,5 +40,5 @@ def _reproduce(args: argparse.Namespace) -> None:
     changed = differences(run)
     print("# what differs now: nothing that was recorded" if not changed else "# what differs now:")
     for line in changed:
-        print(f"#   {line}")
+        print(comment(line, indent=3))
     print(text, end="")

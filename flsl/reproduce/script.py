@@ -57,22 +57,24 @@ def pretrained(run: Run) -> Stage:
 
 def _head(run: Run) -> Iterator[str]:
     facts = pretrained(run).provenance
-    yield f"# {'baseline' if run.baseline else 'run'} {run.name} of {run.folder.parent.parent}"
-    yield f"# made {facts.get('started')} on {facts.get('host')} ({facts.get('device')}) in {facts.get('seconds')} s"
+    yield comment(f"{'baseline' if run.baseline else 'run'} {run.name} of {run.folder.parent.parent}")
+    made = f"made {facts.get('started')} on {facts.get('host')} ({facts.get('device')}) in {facts.get('seconds')} s"
+    yield comment(made)
     for name in ("processor", "gpu", "cuda", "threads", "world_size"):
         if facts.get(name) is not None:
-            yield f"# {name}: {facts[name]}"
+            yield comment(f"{name}: {facts[name]}")
 
 
 def _environment(run: Run, origin: str | None) -> Iterator[str]:
     facts = pretrained(run).provenance
     commit = str(facts.get("git") or "").removesuffix("-dirty")
     lock = maker(run).folder / PRETRAIN / LOCK
-    yield f"# the code and its environment: Python {facts.get('python') or facts.get('packages', {}).get('python')}"
+    python = facts.get("python") or facts.get("packages", {}).get("python")
+    yield comment(f"the code and its environment: Python {python}")
     if commit:
         if origin is not None:
             yield f"git clone {shlex.quote(origin)} {_CHECKOUT}"
-        yield f"git -C {_CHECKOUT} checkout {commit}"
+        yield f"git -C {_CHECKOUT} checkout {shlex.quote(commit)}"
     else:
         yield "# the commit was not recorded: the package did not run from a git checkout"
     # the working folder stays: paths of data are relative to it
@@ -82,7 +84,7 @@ def _environment(run: Run, origin: str | None) -> Iterator[str]:
         yield f"pip install -r {shlex.quote(str(lock.absolute()))}"
         yield f"pip install --no-deps -e {_CHECKOUT}"
     else:
-        yield f"# {lock} is not there: the versions are those of constraints.txt"
+        yield comment(f"{lock} is not there: the versions are those of constraints.txt")
         yield f"pip install -c {_CHECKOUT}/constraints.txt -e {_CHECKOUT}"
 
 
@@ -97,14 +99,14 @@ def _data(run: Run, out: Path) -> Iterator[str]:
         yield _command("flsl", "data", "scenes", *settings, "--out", str(scenes["root"]))
     for name in sorted(wanted & manifests.keys()):
         manifest, target = manifests[name], out / "data" / name
-        yield f"# the data set {name}: {manifest['files']} files"
+        yield comment(f"the data set {name}: {manifest['files']} files")
         settings = [f"data.{name}={json.dumps({'root': manifest['root'], **manifest['settings']}, sort_keys=True)}"]
         yield _command("flsl", "data", "check", name, *settings, "--out", str(target))
         digest = manifest["content_sha256"]
         if name == "images":  # what the run was trained on, whatever is there now
             digest = pretrained(run).provenance.get("data_sha256", digest)
         yield (
-            f"grep -q {digest} {shlex.quote(str(target / MANIFEST))} || "
+            f"grep -q {shlex.quote(str(digest))} {shlex.quote(str(target / MANIFEST))} || "
             f"{{ echo '{name}: the files differ from those of the run' >&2; exit 1; }}"
         )
 
@@ -113,7 +115,7 @@ def _pretraining(run: Run, out: Path) -> Iterator[str]:
     stage = pretrained(run)
     facts = stage.provenance
     config, target = out / "runs" / run.name / "config.yaml", out / "runs" / run.name / PRETRAIN
-    yield f"# {'the baseline' if run.baseline else 'pretraining'} {run.name}"
+    yield comment(f"{'the baseline' if run.baseline else 'pretraining'} {run.name}")
     yield from _config_file(run, config)
     common = ["--config", str(config), "--name", run.name, "--out", str(target)]
     if run.baseline:
@@ -232,3 +234,9 @@ def _evaluations(run: Run, out: Path, own_config: bool) -> Iterator[str]:
 
 def _command(*words: str) -> str:
     return shlex.join(words)
+
+
+def comment(text: str, indent: int = 1) -> str:
+    """Return a line of the script that nothing runs."""
+    # records are files, which others may have written: a line break would end the comment
+    return f"#{' ' * indent}{' '.join(text.split())}"

@@ -147,6 +147,20 @@ def test_whole_script_names_commit_environment_and_lock(project: Path) -> None:
     subprocess.run(["sh", "-n"], input=text, text=True, check=True)
 
 
+def test_records_of_others_run_nothing_of_their_own(copied: Path) -> None:
+    path = copied / RUNS / "first/pretrain/metrics.json"
+    record = json.loads(path.read_text())
+    names = ("host", "device", "python", "git", "data_sha256", "processor")
+    record["provenance"] |= dict.fromkeys(names, "x\ntouch ran; $(touch ran)")
+    path.write_text(json.dumps(record))
+    text = flsl(copied, "reproduce", "first").stdout
+    stubs = "".join(
+        f"{name}() {{ :; }}\n" for name in ("git", "python", "pip", "flsl", "torchrun", "sha256sum", "grep")
+    )
+    subprocess.run(["sh", "-c", stubs + text.replace(". flsl-again", ": flsl-again")], cwd=copied, check=True)
+    assert not (copied / "ran").exists()
+
+
 def test_nothing_but_the_checkout_differs_right_away(project: Path) -> None:
     assert told(project) == []
 
