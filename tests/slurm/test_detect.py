@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -11,7 +12,11 @@ import torch
 from on_slurm import FLSL, Stage, shell, until
 
 STEPS = 8
-
+HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
+ENGINES = [
+    "torchvision",
+    pytest.param("detectron2", marks=pytest.mark.skipif(not HAS_DETECTRON2, reason="detectron2 is not installed")),
+]
 
 pytestmark = pytest.mark.parametrize("stage", ["coco"], indirect=True)
 
@@ -21,15 +26,16 @@ def weights(stage: Stage) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_two_processes_give_the_detector_of_one(stage: Stage, work: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_give_the_detector_of_one(stage: Stage, work: Path, engine: str) -> None:
     # two micro-batches of one process are what two processes take
     one = Stage(work, "one-process", "coco")
     command = [*FLSL, "detect", "train", "--stage", "coco", "--random-init", "--config", "tiny.yaml"]
-    subprocess.run(
-        [*command, "--out", str(one.out), "detection.coco.accumulate=2"], cwd=work, check=True, capture_output=True
-    )
+    chosen = f"detection.engine={engine}"
+    alone = [*command, "--out", str(one.out), chosen, "detection.coco.accumulate=2"]
+    subprocess.run(alone, cwd=work, check=True, capture_output=True)
 
-    shape = ["cluster.detection.nodes=2", "cluster.detection.memory_gb=3", "cluster.nodes=99"]
+    shape = [chosen, "cluster.detection.nodes=2", "cluster.detection.memory_gb=3", "cluster.nodes=99"]
     first = stage.start(*shape, step_seconds="1")
     job = stage.job()
     until(lambda: stage.step() >= 2, "the training runs")
