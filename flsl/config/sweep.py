@@ -10,20 +10,17 @@ by the others: points that differ in ``knn.temperature`` have one pretraining, o
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 from flsl.config.ablation import AblationSettings
-from flsl.config.base import Settings, Stage
+from flsl.config.base import Stage
+from flsl.config.changes import changes_of, check_name, key_of, leaves, run_name, value_of
 from flsl.config.checking import check, set_dotted
 from flsl.config.experiment import Experiment
-from flsl.config.pretrain import Schedule
-from flsl.runtime.errors import UserError, nearest
+from flsl.runtime.errors import UserError
 
 PRETRAIN = "pretrain"
 FEATURES = "features"
@@ -39,8 +36,6 @@ _CONCERNS = {
     "davis": ("davis",),
     "visualize": ("visualize",),
 }
-_VARIABLE = ("seed", "pretrain", "features", "knn", "linear", "aligned_knn", "detection", "davis", "visualize")
-_LONGEST = 100
 
 
 @dataclass
@@ -125,7 +120,7 @@ def resolve(experiment: Experiment, changes: Mapping[str, Any], source: str) -> 
     """
     data = experiment.plain() | {"ablations": {}}
     for name, value in changes.items():
-        _check_name(name, source)
+        check_name(name, source)
         set_dotted(data, name, value, source)
     return check(Experiment, data, source)
 
@@ -155,7 +150,7 @@ def record(whole: Plan, name: str) -> dict[str, Any]:
 class _Planner:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
-        self._base = dict(_leaves(experiment))
+        self._base = dict(leaves(experiment))
         self._runs: dict[str, PlannedRun] = {}
         self._by_changes: dict[str, str] = {}
 
@@ -176,10 +171,10 @@ class _Planner:
         return Plan(self._runs, ablations)
 
     def _add(self, name: str, settings: Experiment) -> PlannedRun:
-        changes = {key: value for key, value in _leaves(settings) if self._base.get(key, _MISSING) != value}
+        changes = changes_of(settings, self._base)
         run = PlannedRun(name, settings, changes)
         self._runs[name] = run
-        self._by_changes.setdefault(_key(changes), name)
+        self._by_changes.setdefault(key_of(changes), name)
         return run
 
     def _ablation(self, name: str, settings: AblationSettings) -> PlannedAblation:
@@ -200,16 +195,16 @@ class _Planner:
                     )
                 taken[run.name] = entry.source
                 run.stages.update(stages)
-                own = dict(_leaves(run.settings))
-                base = {**dict(_leaves(shared)), "seed": seed} == own
-                values = {axis: _value(run.settings, axis) for axis in axes}
+                own = dict(leaves(run.settings))
+                base = {**dict(leaves(shared)), "seed": seed} == own
+                values = {axis: value_of(run.settings, axis) for axis in axes}
                 points.append(Point(run.name, entry.name, values, seed, base))
         return PlannedAblation(name, settings, axes, stages, points)
 
     def _run_of(self, settings: Experiment, source: str) -> PlannedRun:
         """Return the run with these settings, made where there is none yet."""
-        changes = {key: value for key, value in _leaves(settings) if self._base.get(key, _MISSING) != value}
-        known = self._by_changes.get(_key(changes))
+        changes = changes_of(settings, self._base)
+        known = self._by_changes.get(key_of(changes))
         if known is not None:
             return self._runs[known]
         name = run_name(changes)
@@ -226,7 +221,7 @@ class _Planner:
         needed = [PRETRAIN, *([FEATURES] if "knn" in run.stages else []), *sorted(run.stages)]
         for stage in needed:
             changes = {key: value for key, value in run.changes.items() if _concerns(stage, key)}
-            owner = self._by_changes.get(_key(changes))
+            owner = self._by_changes.get(key_of(changes))
             if owner is None and run.name not in self._experiment.runs:
                 source = f"ablations: what the run {run.name} shares with others"
                 other = self._run_of(resolve(self._experiment, changes, source), source)
@@ -256,91 +251,11 @@ def _entries(settings: AblationSettings, source: str) -> Iterator[_Entry]:
             yield _Entry(f"{source}.{where}", name, changes)
         return
     for name in settings.grid:
-        _check_name(name, f"{source}.grid")
+        check_name(name, f"{source}.grid")
     for values in itertools.product(*settings.grid.values()):
         yield _Entry(f"{source}.grid", None, dict(zip(settings.grid, values, strict=True)))
-
-
-def run_name(changes: Mapping[str, Any]) -> str:
-    """Return the name of the run with these changes, e.g. ``prototypes-1024_seed-1``; ``base`` where there are none.
-
-    Settings stand in alphabetical order, the seed last. A name that would be too long, or that does not tell its
-    values, ends in a digest of the changes.
-    """
-    if not changes:
-        return "base"
-    parts, exact = [], True
-    for name in sorted(changes, key=lambda name: (name == "seed", name)):
-        text = _text(changes[name])
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
-        exact = exact and plain == text
-        parts.append(f"{name.removeprefix('pretrain.')}-{plain}")
-    whole = "_".join(parts)
-    if exact and len(whole) <= _LONGEST:
-        return whole
-    digest = hashlib.sha256(_key(changes).encode()).hexdigest()[:8]
-    return f"{whole[: _LONGEST - 9]}-{digest}"
-
-
-def _text(value: Any) -> str:
-    """Return a value as a part of a name."""
-    if isinstance(value, list):
-        return "-".join(_text(item) for item in value)
-    if isinstance(value, Mapping) and set(value) == {"start", "end"}:
-        return f"{_text(value['start'])}-to-{_text(value['end'])}"
-    if isinstance(value, float):
-        return repr(value).removesuffix(".0").replace("e+", "e")
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-_MISSING = object()
-
-
-def _leaves(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what may differ between runs as single settings, by dotted name; a schedule is one of them."""
-    for name in type(settings).model_fields if prefix else _VARIABLE:
-        value = getattr(settings, name)
-        if isinstance(value, Settings) and not isinstance(value, Schedule):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value.plain() if isinstance(value, Settings) else value
-
-
-def _value(settings: Settings, name: str) -> Any:
-    """Return the plain value of a setting by its dotted name."""
-    value: Any = settings.plain()
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _concerns(stage: str, name: str) -> bool:
     """Tell whether the figures of a stage depend on a setting."""
     return any(name == part or name.startswith(f"{part}.") for part in ("seed", PRETRAIN, *_CONCERNS[stage]))
-
-
-def _key(changes: Mapping[str, Any]) -> str:
-    return json.dumps(changes, sort_keys=True)
-
-
-def _check_name(name: str, source: str) -> None:
-    """Refuse a setting that may not differ between runs.
-
-    Raises:
-        UserError: with the nearest name.
-    """
-    section = name.split(".")[0]
-    if section in _VARIABLE:
-        return
-    if section in Experiment.model_fields:
-        raise UserError(
-            f"{source}: '{name}' cannot differ between runs; only seed, pretrain.* and evaluations "
-            f"({', '.join(f'{part}.*' for part in _VARIABLE[2:])}) can"
-        )
-    raise UserError(f"{source}: {name}: unknown setting{_nearest_setting(name)}")
-
-
-def _nearest_setting(name: str) -> str:
-    valid = [leaf for leaf, _ in _leaves(Experiment(project="x"))]
-    same = [leaf for leaf in valid if leaf.endswith(f".{name}")]
-    return nearest(name, same or valid)

@@ -11,9 +11,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from flsl.config.changes import run_name
 from flsl.config.experiment import Experiment
 from flsl.config.loading import check, require_data, run_experiment
-from flsl.config.sweep import Plan, plan, run_name
+from flsl.config.sweep import Plan, plan
 from flsl.runtime.errors import UserError
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

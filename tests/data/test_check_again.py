@@ -10,90 +10,46 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from image_folder import check_images, make_image, quarantined
 
-from flsl.config.data import ImageFolderSettings
 from flsl.data import files, integrity
-from flsl.data.check import check_data
 from flsl.data.files import FILES, read_rows, write_rows
 from flsl.data.images import ImageSet
 from flsl.data.manifest import load_manifest
 from flsl.runtime.errors import UserError
 
 
-def _image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, "JPEG")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two classes with three training images and a validation image each."""
-    root = tmp_path / "data"
-    for index, name in enumerate(("cat", "dog")):
-        for number in range(3):
-            _image(root / "train" / name / f"{number}.JPEG", 10 * index + number)
-        _image(root / "val" / name / "v.JPEG", 10 * index + 9)
-    return root
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were opened since the list was last cleared."""
-    opened: list[str] = []
-    real = integrity.inspect
-
-    def noted(path: Path, *args: Any) -> integrity.Inspection:
-        opened.append(path.name)
-        return real(path, *args)
-
-    monkeypatch.setattr(files, "inspect", noted)
-    return opened
-
-
-def _check(root: Path, out: Path, **options: Any) -> dict[str, Any]:
-    changes = {name: options.pop(name) for name in ("train", "val", "boxes") if name in options}
-    return check_data(ImageFolderSettings(root=str(root), **changes), out, **options)[0]
-
-
-def _quarantined(manifest: dict[str, Any]) -> dict[str, str]:
-    assert manifest["quarantined"]["count"] == len(manifest["quarantined"]["first"])
-    return {entry["path"]: entry["reason"] for entry in manifest["quarantined"]["first"]}
-
-
 def test_a_second_check_reads_nothing_and_rewrites_nothing(root: Path, tmp_path: Path, reads: list[str]) -> None:
     out = tmp_path / "out"
-    _check(root, out)
+    check_images(root, out)
     assert len(reads) == 8
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert before.keys() == {"manifest.json", "files.csv", "folders.json"}
     reads.clear()
-    _check(root, out)
+    check_images(root, out)
     assert reads == []
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
 def test_touched_files_are_read_again_but_the_manifest_stays(root: Path, tmp_path: Path, reads: list[str]) -> None:
     out = tmp_path / "out"
-    _check(root, out)
+    check_images(root, out)
     before = (out / "manifest.json").stat().st_mtime_ns
     os.utime(root / "train" / "cat" / "1.JPEG")
     reads.clear()
-    _check(root, out)
+    check_images(root, out)
     assert reads == ["1.JPEG"]
     assert (out / "manifest.json").stat().st_mtime_ns == before
     reads.clear()
-    _check(root, out)
+    check_images(root, out)
     assert reads == []  # files.csv has learnt the new time
 
 
 @pytest.mark.parametrize("change", ["bytes", "delete", "rename", "add", "other class"])
 def test_content_hash_sees_every_change(root: Path, tmp_path: Path, reads: list[str], change: str) -> None:
     out = tmp_path / "out"
-    old = _check(root, out)
+    old = check_images(root, out)
     victim = root / "train" / "cat" / "1.JPEG"
     reads.clear()
     if change == "bytes":  # of equal number
@@ -105,25 +61,25 @@ def test_content_hash_sees_every_change(root: Path, tmp_path: Path, reads: list[
     elif change == "rename":
         victim.rename(victim.with_name("other.JPEG"))
     elif change == "add":
-        _image(victim.with_name("new.JPEG"), 99)
+        make_image(victim.with_name("new.JPEG"), 99)
     else:
         victim.rename(root / "train" / "dog" / "moved.JPEG")
-    new = _check(root, out)
+    new = check_images(root, out)
     assert new["content_sha256"] != old["content_sha256"]
     assert reads == {"bytes": ["1.JPEG"], "delete": [], "rename": ["other.JPEG"], "add": ["new.JPEG"]}.get(
         change, ["moved.JPEG"]
     )
     assert load_manifest(out)["content_sha256"] == new["content_sha256"]
     # and it is that of a check from nothing
-    assert _check(root, tmp_path / "fresh")["content_sha256"] == new["content_sha256"]
+    assert check_images(root, tmp_path / "fresh")["content_sha256"] == new["content_sha256"]
 
 
 def test_fresh_and_decode_read_every_file(root: Path, tmp_path: Path, reads: list[str]) -> None:
     out = tmp_path / "out"
-    _check(root, out)
+    check_images(root, out)
     for option in ("fresh", "decode"):
         reads.clear()
-        _check(root, out, **{option: True})
+        check_images(root, out, **{option: True})
         assert len(reads) == 8
 
 
@@ -134,22 +90,22 @@ def test_what_decoding_found_is_kept_until_the_bytes_change(root: Path, tmp_path
     # a Huffman table that claims more codes than there are: the end is whole, yet nothing can be decoded
     victim.write_bytes(data[: table + 5] + b"\xff" * 16 + data[table + 21 :])
     out = tmp_path / "out"
-    assert _check(root, out)["quarantined"]["count"] == 0
-    found = _quarantined(_check(root, out, decode=True))
+    assert check_images(root, out)["quarantined"]["count"] == 0
+    found = quarantined(check_images(root, out, decode=True))
     assert list(found) == ["train/cat/1.JPEG"]
     assert "cannot be decoded" in found["train/cat/1.JPEG"]
     os.utime(victim)
-    assert _quarantined(_check(root, out)) == found
+    assert quarantined(check_images(root, out)) == found
     victim.write_bytes(data)
-    assert _quarantined(_check(root, out)) == {}
+    assert quarantined(check_images(root, out)) == {}
 
 
 def test_another_root_is_not_taken_for_the_old_one(root: Path, tmp_path: Path, reads: list[str]) -> None:
-    _check(root, tmp_path / "out")
+    check_images(root, tmp_path / "out")
     other = tmp_path / "other"
     root.rename(other)
     reads.clear()
-    assert _check(other, tmp_path / "out")["root"] == str(other)
+    assert check_images(other, tmp_path / "out")["root"] == str(other)
     assert len(reads) == 8
 
 
@@ -165,16 +121,16 @@ def test_a_killed_check_goes_on_where_it_was(root: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(files, "_CHUNK", 2)
     monkeypatch.setattr(files, "inspect", dies)
     with pytest.raises(KeyboardInterrupt):
-        _check(root, out, jobs=1)
+        check_images(root, out, jobs=1)
     (part,) = out.glob("files.part.*.csv")
     with part.open("a") as stream:
         stream.write("train/cat/half a li")
     opened.clear()
     opened.extend([""] * 6)
-    manifest = _check(root, out, jobs=1)
+    manifest = check_images(root, out, jobs=1)
     assert len(opened) == 6 + 4  # two chunks of two were finished before
     assert not list(out.glob("files.part.*"))
-    assert manifest["content_sha256"] == _check(root, tmp_path / "fresh")["content_sha256"]
+    assert manifest["content_sha256"] == check_images(root, tmp_path / "fresh")["content_sha256"]
 
 
 def test_a_killed_check_leaves_no_process_behind(root: Path, tmp_path: Path) -> None:
@@ -216,18 +172,18 @@ def _runs(pid: int) -> bool:
 @pytest.mark.parametrize("damage", [b"", b"\xff\x00rubbish", b"path,split\r\na,b\r\n"])
 def test_a_damaged_files_csv_is_made_anew(root: Path, tmp_path: Path, damage: bytes) -> None:
     out = tmp_path / "out"
-    _check(root, out)
+    check_images(root, out)
     whole = (out / FILES).read_bytes()
     (out / FILES).write_bytes(damage)
     with pytest.raises(UserError, match=r"files\.csv: damaged"):
         ImageSet.from_manifest(out, "train")
-    _check(root, out)
+    check_images(root, out)
     assert (out / FILES).read_bytes() == whole
 
 
 def test_files_csv_that_is_not_the_manifests_is_refused(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    _check(root, out)
+    check_images(root, out)
     write_rows(out, list(read_rows(out / FILES))[:-1])
     with pytest.raises(UserError, match=r"7 files, but manifest\.json says 8"):
         ImageSet.from_manifest(out, "val")
@@ -235,8 +191,8 @@ def test_files_csv_that_is_not_the_manifests_is_refused(root: Path, tmp_path: Pa
 
 def test_processes_and_threads_find_the_same(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "train" / "cat" / "empty.JPEG").touch()
-    one = _check(root, tmp_path / "one", jobs=1)
-    threads = _check(root, tmp_path / "threads", jobs=3)
+    one = check_images(root, tmp_path / "one", jobs=1)
+    threads = check_images(root, tmp_path / "threads", jobs=3)
     monkeypatch.setattr(files, "_WORTH_PROCESSES", 1)
-    processes = _check(root, tmp_path / "processes", jobs=2)
+    processes = check_images(root, tmp_path / "processes", jobs=2)
     assert one == threads == processes

@@ -10,50 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from image_folder import check_images, make_image, quarantined
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from flsl.cli import main
-from flsl.config.data import ImageFolderSettings
 from flsl.data import files, listing
-from flsl.data.check import check_data
 from flsl.data.images import ImageSet
 from flsl.data.manifest import load_manifest
 from flsl.runtime.errors import UserError
 
 
-def _image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, "JPEG")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two classes with three training images and a validation image each."""
-    root = tmp_path / "data"
-    for index, name in enumerate(("cat", "dog")):
-        for number in range(3):
-            _image(root / "train" / name / f"{number}.JPEG", 10 * index + number)
-        _image(root / "val" / name / "v.JPEG", 10 * index + 9)
-    return root
-
-
-def _check(root: Path, out: Path, **options: Any) -> dict[str, Any]:
-    changes = {name: options.pop(name) for name in ("train", "val", "boxes") if name in options}
-    return check_data(ImageFolderSettings(root=str(root), **changes), out, **options)[0]
-
-
-def _quarantined(manifest: dict[str, Any]) -> dict[str, str]:
-    assert manifest["quarantined"]["count"] == len(manifest["quarantined"]["first"])
-    return {entry["path"]: entry["reason"] for entry in manifest["quarantined"]["first"]}
-
-
 def test_manifest_says_what_there_is(root: Path, tmp_path: Path) -> None:
-    _image(root / "train" / "dog" / "wide.JPEG", 77, (100, 16))
-    manifest = _check(root, tmp_path / "out")
+    make_image(root / "train" / "dog" / "wide.JPEG", 77, (100, 16))
+    manifest = check_images(root, tmp_path / "out")
     assert manifest == load_manifest(tmp_path / "out")
     assert manifest["kind"] == "images"
     assert manifest["root"] == str(root)
@@ -94,8 +65,8 @@ def test_bad_files_are_quarantined_and_left_out_of_the_image_set(root: Path, tmp
         (cat / name).write_text("x")
     (cat / ".cache").mkdir()
     (cat / ".cache" / "x.JPEG").write_text("x")
-    manifest = _check(root, tmp_path / "out")
-    found = {path.removeprefix("train/cat/"): reason for path, reason in _quarantined(manifest).items()}
+    manifest = check_images(root, tmp_path / "out")
+    found = {path.removeprefix("train/cat/"): reason for path, reason in quarantined(manifest).items()}
     assert found == {
         "empty.JPEG": "empty file",
         "text.JPEG": "not an image of a known kind",
@@ -124,8 +95,8 @@ def test_a_folder_that_cannot_be_listed_is_told(root: Path, tmp_path: Path, monk
         return real(path)
 
     monkeypatch.setattr(listing.os, "scandir", refuse)
-    manifest = _check(root, tmp_path / "out")
-    assert _quarantined(manifest) == {"train/dog": "folder cannot be listed (Permission denied)"}
+    manifest = check_images(root, tmp_path / "out")
+    assert quarantined(manifest) == {"train/dog": "folder cannot be listed (Permission denied)"}
     assert manifest["splits"]["train"]["ok"] == 3
 
 
@@ -133,8 +104,8 @@ def test_a_folder_that_cannot_be_listed_is_told(root: Path, tmp_path: Path, monk
 def test_missing_permissions_are_quarantined(root: Path, tmp_path: Path) -> None:
     (root / "train" / "cat" / "0.JPEG").chmod(0)
     (root / "train" / "dog").chmod(0)
-    manifest = _check(root, tmp_path / "out")
-    assert _quarantined(manifest) == {
+    manifest = check_images(root, tmp_path / "out")
+    assert quarantined(manifest) == {
         "train/cat/0.JPEG": "cannot be read (Permission denied)",
         "train/dog": "folder cannot be listed (Permission denied)",
     }
@@ -151,13 +122,13 @@ def test_odd_names_survive(root: Path, tmp_path: Path) -> None:
         " x.JPEG",
     ]
     for seed, name in enumerate(names):
-        _image(root / "train" / "a, class" / name, 50 + seed)
+        make_image(root / "train" / "a, class" / name, 50 + seed)
     undecodable = os.fsencode(root / "train" / "a, class") + b"/\xff\xfe.JPEG"
     Path(os.fsdecode(undecodable)).write_bytes((root / "train" / "cat" / "0.JPEG").read_bytes())
     (root / "train" / "a, class" / "bad\n.JPEG").touch()
-    _check(root, tmp_path / "out")
-    manifest = _check(root, tmp_path / "out")  # the second time out of files.csv
-    assert _quarantined(manifest) == {"train/a, class/bad\\n.JPEG": "empty file"}
+    check_images(root, tmp_path / "out")
+    manifest = check_images(root, tmp_path / "out")  # the second time out of files.csv
+    assert quarantined(manifest) == {"train/a, class/bad\\n.JPEG": "empty file"}
     images = ImageSet.from_manifest(tmp_path / "out", "train")
     found = {Path(path).name for path in images.paths if "a, class" in path}
     assert found == {*names, os.fsdecode(b"\xff\xfe.JPEG")}
@@ -169,7 +140,7 @@ def test_wrongly_named_formats_and_duplicates_are_notes(root: Path, tmp_path: Pa
     Image.new("RGB", (9, 9)).save(root / "train" / "cat" / "png.JPEG", "PNG")
     (root / "train" / "dog" / "twin.JPEG").write_bytes((root / "train" / "cat" / "0.JPEG").read_bytes())
     (root / "val" / "dog" / "leak.JPEG").write_bytes((root / "train" / "cat" / "1.JPEG").read_bytes())
-    manifest = _check(root, tmp_path / "out")
+    manifest = check_images(root, tmp_path / "out")
     assert manifest["quarantined"]["count"] == manifest["inconsistencies"]["count"] == 0
     named, across, within = manifest["notes"]["first"]
     assert named.startswith("1 file(s) are named as another format") and "png.JPEG is a PNG" in named  # noqa: PT018
@@ -192,18 +163,18 @@ def test_wrongly_named_formats_and_duplicates_are_notes(root: Path, tmp_path: Pa
 )
 def test_inconsistent_folders_are_told(root: Path, tmp_path: Path, spoil: Callable[[Path], object], line: str) -> None:
     spoil(root)
-    assert any(line in told for told in _check(root, tmp_path / "out")["inconsistencies"]["first"])
+    assert any(line in told for told in check_images(root, tmp_path / "out")["inconsistencies"]["first"])
 
 
 def test_labels_are_refused_where_they_mislead(root: Path, tmp_path: Path) -> None:
-    _image(root / "val" / "owl" / "v.JPEG", 1)
-    _check(root, tmp_path / "out")
+    make_image(root / "val" / "owl" / "v.JPEG", 1)
+    check_images(root, tmp_path / "out")
     assert len(ImageSet.from_manifest(tmp_path / "out", "train")) == 6
     with pytest.raises(UserError, match=r"val has 1 class\(es\) without a readable training image \(owl\)"):
         ImageSet.from_manifest(tmp_path / "out", "train", labelled=True)
     (root / "val" / "owl" / "v.JPEG").rename(root / "val" / "v.JPEG")
     (root / "val" / "owl").rmdir()
-    _check(root, tmp_path / "out")
+    check_images(root, tmp_path / "out")
     assert ImageSet.from_manifest(tmp_path / "out", "val").labels.tolist() == [0, 1, -1]
     with pytest.raises(UserError, match="images of val lie in no class folder"):
         ImageSet.from_manifest(tmp_path / "out", "val", labelled=True)
@@ -238,7 +209,7 @@ def test_data_sets_that_cannot_be_used_are_one_line(
 
 def test_a_missing_root_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone: no such folder; data\.images\.root"):
-        _check(tmp_path / "gone", tmp_path / "out")
+        check_images(tmp_path / "gone", tmp_path / "out")
 
 
 def test_command_line_prints_a_summary_and_says_whether_anything_changed(
@@ -266,11 +237,11 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
 ) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"file: cannot be written: a file stands where a folder is needed"):
-        _check(root, tmp_path / "file")
+        check_images(root, tmp_path / "file")
     monkeypatch.setattr("os.access", lambda *_: False)
     monkeypatch.setattr(files, "inspect", lambda *_: pytest.fail("a file was read"))
     with pytest.raises(UserError, match=r"out: no permission to write there"):
-        _check(root, tmp_path / "out")
+        check_images(root, tmp_path / "out")
 
 
 def test_a_read_only_data_set_stays_untouched(root: Path, tmp_path: Path) -> None:
@@ -280,7 +251,7 @@ def test_a_read_only_data_set_stays_untouched(root: Path, tmp_path: Path) -> Non
     for path in [*root.rglob("*"), root]:
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = state()
-    _check(root, tmp_path / "out")
+    check_images(root, tmp_path / "out")
     assert state() == before
     for path in [root, *root.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -292,8 +263,8 @@ def test_the_manifest_stays_small(tmp_path: Path) -> None:
         folder = root / "train" / f"a class with quite a long name, number {number:07d}"
         folder.mkdir(parents=True)
         (folder / ("x" * 200 + ".JPEG")).touch()
-    _image(root / "train" / "a" / "ok.JPEG")
-    manifest = _check(root, tmp_path / "out", val=None)
+    make_image(root / "train" / "a" / "ok.JPEG")
+    manifest = check_images(root, tmp_path / "out", val=None)
     assert manifest["quarantined"]["count"] == 2000
     assert len(manifest["quarantined"]["first"]) == 100
     assert (tmp_path / "out" / "manifest.json").stat().st_size < 500_000
@@ -306,8 +277,8 @@ def test_the_manifest_stays_small(tmp_path: Path) -> None:
 def test_real_imagenet_sample_has_no_val(real_data: Path, tmp_path: Path) -> None:
     root = real_data / "imagenet"
     with pytest.raises(UserError, match=r"val: no such folder; .*set data\.images\.val=null"):
-        _check(root, tmp_path / "out")
-    manifest = _check(root, tmp_path / "out", val=None, decode=True)
+        check_images(root, tmp_path / "out")
+    manifest = check_images(root, tmp_path / "out", val=None, decode=True)
     assert manifest["quarantined"]["count"] == manifest["inconsistencies"]["count"] == 0
     assert manifest["classes"]["count"] == manifest["files"] == 110
     assert manifest["modes"] == {"L": 4, "RGB": 106}
@@ -316,7 +287,7 @@ def test_real_imagenet_sample_has_no_val(real_data: Path, tmp_path: Path) -> Non
 
 @pytest.mark.real
 def test_real_cifar_sample(real_data: Path, tmp_path: Path) -> None:
-    manifest = _check(real_data / "cifar10", tmp_path / "out", val="test", decode=True)
+    manifest = check_images(real_data / "cifar10", tmp_path / "out", val="test", decode=True)
     assert manifest["quarantined"]["count"] == manifest["inconsistencies"]["count"] == 0
     assert {name: split["ok"] for name, split in manifest["splits"].items()} == {"train": 1000, "val": 400}
     assert all(counts == {"train": 100, "val": 40} for counts in manifest["classes"]["listed"].values())

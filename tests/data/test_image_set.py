@@ -13,42 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from image_folder import check_images, make_image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from flsl.config.data import ImageFolderSettings
-from flsl.data.check import check_data
 from flsl.data.files import FILES, Row, read_rows, write_rows
 from flsl.data.images import ImageSet, Strings
 from flsl.runtime.errors import UserError
 
 
-def _image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path, "JPEG")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two classes with three training images and a validation image each."""
-    root = tmp_path / "data"
-    for index, name in enumerate(("cat", "dog")):
-        for number in range(3):
-            _image(root / "train" / name / f"{number}.JPEG", 10 * index + number)
-        _image(root / "val" / name / "v.JPEG", 10 * index + 9)
-    return root
-
-
-def _check(root: Path, out: Path, **options: Any) -> dict[str, Any]:
-    changes = {name: options.pop(name) for name in ("train", "val", "boxes") if name in options}
-    return check_data(ImageFolderSettings(root=str(root), **changes), out, **options)[0]
-
-
 def test_scan_is_torchvisions_image_folder(root: Path) -> None:
     (root / "train" / "cat" / "notes.txt").write_text("x")
-    _image(root / "train" / "dog" / "deeper" / "z.png", 5)
+    make_image(root / "train" / "dog" / "deeper" / "z.png", 5)
     theirs = ImageFolder(str(root / "train"))
     ours = ImageSet.scan(root, "train")
     assert list(ours.class_names) == theirs.classes
@@ -64,7 +40,7 @@ def test_scan_is_torchvisions_image_folder(root: Path) -> None:
 def test_manifest_and_scan_agree_and_labels_mean_the_same_in_both_splits(root: Path, tmp_path: Path) -> None:
     (root / "val" / "cat" / "v.JPEG").unlink()
     (root / "val" / "cat").rmdir()
-    _check(root, tmp_path / "out")
+    check_images(root, tmp_path / "out")
     train, val = (ImageSet.from_manifest(tmp_path / "out", split) for split in ("train", "val"))
     scanned = ImageSet.scan(root, "train")
     assert list(train.paths) == list(scanned.paths)
@@ -82,7 +58,7 @@ def test_images_are_loaded_by_index(root: Path) -> None:
 
 def test_a_split_may_be_named_by_its_folder(root: Path, tmp_path: Path) -> None:
     (root / "val").rename(root / "test")
-    _check(root, tmp_path / "out", val="test")
+    check_images(root, tmp_path / "out", val="test")
     by_role, by_folder = (ImageSet.from_manifest(tmp_path / "out", name) for name in ("val", "test"))
     assert list(by_role.paths) == list(by_folder.paths) == ["test/cat/v.JPEG", "test/dog/v.JPEG"]
 

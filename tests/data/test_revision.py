@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flsl.config.data import DavisDataSettings, ImageFolderSettings
-from flsl.data import files, integrity
+from flsl.data import files
 from flsl.data.check import check_data
 from flsl.data.manifest import load_manifest, revision
 
@@ -39,19 +38,6 @@ def out(root: Path, tmp_path: Path) -> Path:
     out = tmp_path / "out"
     check_data(_settings(root), out, revision(_settings(root), out))
     return out
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    opened: list[str] = []
-    real = integrity.inspect
-
-    def noted(path: Path, *args: Any) -> integrity.Inspection:
-        opened.append(path.name)
-        return real(path, *args)
-
-    monkeypatch.setattr(files, "inspect", noted)
-    return opened
 
 
 def _state(out: Path) -> dict[str, int]:

@@ -1,7 +1,5 @@
 """`flsl reproduce`: its commands really make a run again, bit for bit, and it tells what has changed."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -13,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import flsl
 from PIL import Image
 
-from flsl.cli import main
 from flsl.runtime.environment import installed, read_lock
 from flsl.runtime.outputs import git_origin, sha256_file
 
@@ -41,20 +39,6 @@ CONFIG = {
     "tracking": {"live": False},
 }
 RUNS = Path("results/tiny/runs")
-
-
-def flsl(place: Path, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command there: training in a process of its own, the rest in this one, which saves importing torch."""
-    words = list(map(str, arguments))
-    if words[0] == "pretrain":
-        result = subprocess.run([sys.executable, "-m", "flsl", *words], cwd=place, text=True, capture_output=True)
-    else:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(words)
-        result = subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-    assert not check or result.returncode == 0, result.stderr
-    return result
 
 
 @pytest.fixture(scope="module")

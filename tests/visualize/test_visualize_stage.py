@@ -1,20 +1,17 @@
 """`flsl visualize` as people run it: encoders side by side, epochs, other files, and what cannot be drawn."""
 
-import contextlib
-import io
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from commands import flsl
 from PIL import Image
 
-from flsl.cli import main
 from flsl.model.backbone import load_backbone
 
 CONFIG = {
@@ -35,20 +32,6 @@ CONFIG = {
     "tracking": {"live": False},
 }
 ALL = {"attention.png", "pca.png", "segments.png", "usage.png", "prototypes.png", "metrics.json"}
-
-
-def flsl(place: Path, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command there: training in a process of its own, the rest in this one, which saves importing torch."""
-    words = list(map(str, arguments))
-    if words[0] == "pretrain":
-        result = subprocess.run([sys.executable, "-m", "flsl", *words], cwd=place, text=True, capture_output=True)
-    else:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(words)
-        result = subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-    assert not check or result.returncode == 0, result.stderr
-    return result
 
 
 @pytest.fixture(scope="module")
