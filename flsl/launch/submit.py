@@ -22,7 +22,7 @@ from flsl.launch.wait import Interrupted, alive, end_job, interruptible, process
 from flsl.launch.work import Work
 from flsl.runtime.attempts import read_attempts
 from flsl.runtime.errors import UserError
-from flsl.runtime.progress import say, warn
+from flsl.runtime.progress import counted, say, warn
 from flsl.track.start import start_following
 
 
@@ -124,8 +124,9 @@ def _submit(experiment: Experiment, task: Task, lost: tuple[str, ...] = ()) -> J
         raise
     started = process_started(int(job_id)) if kind == "local" else None
     record = record.write(out, job_id=job_id, process_started=started)
-    shape = f"{experiment.cluster.nodes} nodes" if kind == "slurm" else "this machine"
-    say(f"submitted job {job_id}: {tasks} processes on {shape}; its log: {log_path(out / 'job', job_id)}")
+    shape = counted(experiment.cluster.nodes, "node") if kind == "slurm" else "this machine"
+    submitted = f"submitted job {job_id}: {counted(tasks, 'process', 'es')} on {shape}"
+    say(f"{submitted}; its log: {log_path(out / 'job', job_id)}")
     return record
 
 
@@ -161,7 +162,7 @@ def _wait(experiment: Experiment, task: Task, record: JobRecord, fresh: bool) ->
             for line in lines:
                 say(f"  {line}")
         raise UserError(outcome.message)
-    say(f"{out}: complete, by job {record.job_id} ({starts} attempts)")
+    say(f"{out}: complete, by job {record.job_id} ({counted(starts, 'attempt')})")
 
 
 def _take(work: Work, latency: float) -> None:

@@ -7,8 +7,9 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from flsl.report.markdown import code, counted, listed, points, table
+from flsl.report.markdown import code, listed, points, table
 from flsl.report.tables import Headline, reference
+from flsl.runtime.progress import counted
 from flsl.runtime.results import Project, Run, flat
 
 

@@ -45,11 +45,6 @@ def listed(names: Sequence[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
-def counted(number: int, what: str) -> str:
-    """Return ``1 run``, ``2 runs``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def points(gain: float | None) -> str:
     """Return a difference in percentage points, with its sign."""
     return "—" if gain is None else f"{gain:+.2f}".replace("-", "−")

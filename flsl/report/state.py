@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flsl.report.markdown import code, counted, name_of
+from flsl.report.markdown import code, name_of
 from flsl.report.stale import Stale
 from flsl.report.tables import ordered
+from flsl.runtime.progress import counted
 from flsl.runtime.results import CONFIG, PRETRAIN, Project
 
 _LONGEST = 30  # lines of what is missing or stale

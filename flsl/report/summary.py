@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flsl.report.gains import gains
-from flsl.report.markdown import SHOWN, cells, counted, duration, name_of, table
+from flsl.report.markdown import SHOWN, cells, duration, name_of, table
 from flsl.report.page import page
 from flsl.report.published import COCO
 from flsl.report.stale import stale_stages
@@ -16,6 +16,7 @@ from flsl.report.state import missing, missing_section, newest_config, stale_sec
 from flsl.report.tables import Headline, changed_settings, check_some, headlines, ordered, wide
 from flsl.runtime.ablations import read_ablations
 from flsl.runtime.outputs import atomic, write_text
+from flsl.runtime.progress import counted
 from flsl.runtime.results import HISTORY, PRETRAIN, Project, Run, flat
 
 _MAIN = (

@@ -34,6 +34,11 @@ def warn(message: str) -> None:
     console.print(f"warning: {message}", style="yellow", markup=False)
 
 
+def counted(number: int, what: str, ending: str = "s") -> str:
+    """Return ``1 run``, ``2 runs``."""
+    return f"{number} {what}{'' if number == 1 else ending}"
+
+
 class Bar:
     """A task's progress; ``advance`` it and set its ``note`` (loss, images/s, …)."""
 

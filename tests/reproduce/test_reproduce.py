@@ -8,11 +8,11 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from commands import flsl
 from PIL import Image
+from tiny import COMPUTE, PRETRAIN, write_images
 
 from flsl.runtime.environment import installed, read_lock
 from flsl.runtime.outputs import git_origin, sha256_file
@@ -21,21 +21,11 @@ CONFIG = {
     "project": "tiny",
     "seed": 3,
     "data": {"images": {"root": "images"}},
-    "pretrain": {
-        "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-        "views": {"teacher_size": 32, "global_size": 32, "local_size": 16},
-        "head": {"hidden": 16, "bottleneck": 8, "batch_norm": True},
-        "prototypes": 8,
-        "epochs": 2,
-        "batch_size": 4,
-        "learning_rate": 0.05,
-        "precision": "float32",
-        "online_knn_every": 0,
-    },
+    "pretrain": PRETRAIN,
     "runs": {"first": {}, "later": {"pretrain.previous": "first", "pretrain.tau_sa": {"start": 0.2, "end": 0.1}}},
     "features": {"resize": 32, "crop": 32, "batch_size": 4},
     "knn": {"k": [1, 3]},
-    "compute": {"workers": 0, "threads": 1, "device": "cpu"},
+    "compute": COMPUTE,
     "tracking": {"live": False},
 }
 RUNS = Path("results/tiny/runs")
@@ -45,11 +35,7 @@ RUNS = Path("results/tiny/runs")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of two runs, the second a later stage of the first, with a k-NN of the second."""
     place = tmp_path_factory.mktemp("reproduce")
-    rng = np.random.default_rng(0)
-    for index in range(12):
-        path = place / "images" / ("train" if index < 8 else "val") / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(path)
+    write_images(place / "images", val=4)
     (place / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     manifest = "results/tiny/data/images"
     flsl(place, "data", "check", "images", "--config", "config.yaml", "--out", manifest)

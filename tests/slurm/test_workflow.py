@@ -166,7 +166,7 @@ def test_a_detector_of_two_processes(project: Path) -> None:
     assert "mem=3G" in facts
     log = (project / "results/detector/logs/base/coco.log").read_text()
     assert re.search(r"base/coco: job \d+: epoch [\d.]+/4, loss [\d.]+, [\d.]+ images/s", log)
-    assert f"complete, by job {job} (1 attempts)" in log
+    assert f"complete, by job {job} (1 attempt)" in log
     assert "coco/bbox/AP" in json.loads((folder / "metrics.json").read_text())["metrics"]
 
 

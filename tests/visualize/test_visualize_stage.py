@@ -5,30 +5,20 @@ import os
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from commands import flsl
 from PIL import Image
+from tiny import COMPUTE, PRETRAIN, write_images
 
 from flsl.model.backbone import load_backbone
 
 CONFIG = {
     "project": "test",
-    "pretrain": {
-        "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-        "views": {"teacher_size": 32, "global_size": 32, "local_size": 16},
-        "head": {"hidden": 16, "bottleneck": 8, "batch_norm": True},
-        "prototypes": 8,
-        "epochs": 4,
-        "batch_size": 4,
-        "learning_rate": 0.05,
-        "precision": "float32",
-        "online_knn_every": 0,
-    },
+    "pretrain": PRETRAIN | {"epochs": 4},
     "visualize": {"images": 3, "patches": 4, "prototypes": 5},
-    "compute": {"workers": 0, "threads": 1, "device": "cpu", "keep_epochs": 2},
+    "compute": COMPUTE | {"keep_epochs": 2},
     "tracking": {"live": False},
 }
 ALL = {"attention.png", "pca.png", "segments.png", "usage.png", "prototypes.png", "metrics.json"}
@@ -38,11 +28,7 @@ ALL = {"attention.png", "pca.png", "segments.png", "usage.png", "prototypes.png"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checked images, and a run that kept its teachers of epochs 0, 2 and 4 (its last)."""
     root = tmp_path_factory.mktemp("visualize")
-    rng = np.random.default_rng(0)
-    for index in range(18):
-        path = root / "images" / ("train" if index < 8 else "val") / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 36 + index, 3), dtype=np.uint8)).save(path)
+    write_images(root / "images", val=10)
     (root / "config.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     flsl(root, "data", "check", "images", "--root", "images", "--out", "m")
     flsl(root, "pretrain", "--config", "config.yaml", "--images", "m", "--out", "run/pretrain", "--name", "ours")

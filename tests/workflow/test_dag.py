@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from tiny import PRETRAIN
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {
@@ -31,15 +32,7 @@ CONFIG = {
         "images": {"root": "scenes/images", "boxes": "boxes.csv"},
     },
     "stages": ["knn", "linear", "aligned_knn"],
-    "pretrain": {
-        "encoder": {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-        "views": {"teacher_size": 32, "global_size": 32, "local_size": 16},
-        "head": {"hidden": 16, "bottleneck": 8, "batch_norm": True},
-        "prototypes": 8,
-        "epochs": 1,
-        "batch_size": 8,
-        "online_knn_every": 0,
-    },
+    "pretrain": PRETRAIN | {"epochs": 1, "batch_size": 8},
     "features": {"resize": 32, "crop": 32},
     "knn": {"k": [3]},
     "linear": {"learning_rates": [0.1], "blocks": [1], "epochs": 1, "batch_size": 8},
