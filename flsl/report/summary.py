@@ -85,7 +85,7 @@ def summary(project: Project) -> str:
 def _shown(project: Project, heads: Sequence[Headline]) -> list[Run]:
     """Return the runs that have a row: all, or of many the baselines and the best by the first headline figure."""
     if len(project.runs) <= _MOST_ROWS or not heads:
-        return project.runs[: max(_MOST_ROWS, 0)]
+        return project.runs[:_MOST_ROWS]
     first = heads[0].metric
     ranked = sorted(project.runs, key=lambda run: (not run.baseline, -run.figures.get(first, -math.inf)))
     chosen = {run.name for run in ranked[:_MOST_ROWS]}
