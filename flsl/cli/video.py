@@ -116,9 +116,8 @@ def _method(args: argparse.Namespace, settings: Experiment) -> Method:
     if settings.compute.threads:
         torch.set_num_threads(settings.compute.threads)
     device = choose_device(settings.compute.device)
-    return by_encoder(
-        choice.load(settings).requires_grad_(False).eval().to(device), name or choice.name, settings.davis, device
-    )
+    backbone = choice.load(settings).requires_grad_(False).eval().to(device)
+    return by_encoder(backbone, name or choice.name, settings.davis, device, choice.inputs)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

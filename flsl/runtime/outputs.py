@@ -197,7 +197,9 @@ class StageRecord:
         params: the stage's settings, and no others.
         inputs: the files it reads; each is hashed into the provenance.
         device: e.g. ``"cpu"`` or ``"cuda: NVIDIA H100"``.
-        made_with: further facts for the provenance, e.g. the lock of all packages.
+        made_with: further facts for the provenance, e.g. the lock of all packages; files and code
+            are added to the record's own.
+        seconds: that earlier parts of the stage took.
     """
 
     stage: str
@@ -206,6 +208,7 @@ class StageRecord:
     inputs: list[Path] = field(default_factory=list)
     device: str = "cpu"
     made_with: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _clock: float = field(default_factory=time.perf_counter)
 
@@ -223,24 +226,26 @@ class StageRecord:
         for name, value in metrics.items():
             if not isinstance(value, int | float) or value != value or value in (float("inf"), float("-inf")):
                 raise ValueError(f"metric {name} is {value!r}; only finite numbers are written")
+        facts: dict[str, Any] = {
+            "git": git_revision(),
+            "packages": package_versions(),
+            "host": socket.gethostname(),
+            "device": self.device,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(self.seconds + time.perf_counter() - self._clock, 3),
+            "config_sha256": sha256_json(dict(self.params)),
+            "code": used_code(),
+            "inputs": {str(path): sha256_file(path) for path in self.inputs},
+            "input_stamps": {str(path): stamp(path) for path in self.inputs},
+        }
+        for name, value in self.made_with.items():
+            facts[name] = {**facts[name], **value} if isinstance(facts.get(name), dict) else value
         record = {
             "stage": self.stage,
             "run": self.run,
             "metrics": dict(metrics),
             "params": dict(self.params),
-            "provenance": {
-                "git": git_revision(),
-                "packages": package_versions(),
-                "host": socket.gethostname(),
-                "device": self.device,
-                "started": self.started.isoformat(timespec="seconds"),
-                "seconds": round(time.perf_counter() - self._clock, 3),
-                "config_sha256": sha256_json(dict(self.params)),
-                "code": used_code(),
-                "inputs": {str(path): sha256_file(path) for path in self.inputs},
-                "input_stamps": {str(path): stamp(path) for path in self.inputs},
-                **self.made_with,
-            },
+            "provenance": facts,
             **extra,
         }
         write_json(path, record)

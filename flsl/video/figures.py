@@ -62,7 +62,9 @@ def write_figures(
     """
     names = sequence_names(root, settings, only)
     where = {"split": settings.split, "year": settings.year, "resolution": settings.resolution}
-    record = StageRecord("davis", run, {**where, **made_how(made.previews, names)}, [split_list(root, settings)])
+    how = made_how(made.previews, names)
+    params, read = {**where, **how.params}, [split_list(root, settings)]
+    record = StageRecord("davis", run, params, read, made_with=how.facts, seconds=how.seconds)
     if sheets is not None:
         for name in names:
             with atomic(sheets / f"{name}.jpg") as path:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import package_versions, read_json, sha256_file
+
+_PICTURES = {".jpg", ".jpeg", ".png"}
 
 
 def record_path(previews: Path, name: str) -> Path:
@@ -16,46 +20,87 @@ def record_path(previews: Path, name: str) -> Path:
 
 
 def is_made(path: Path, run: str, params: Mapping[str, Any], inputs: Iterable[Path], outputs: Iterable[Path]) -> bool:
-    """Tell whether a record says that all was made by this run with these settings, inputs and packages, and is there.
+    """Tell whether a record says that all was made so (run, settings, inputs, packages, code), and all is there.
 
     Args:
         path: the record.
         run: the run's name.
-        params: the settings.
-        inputs: files that it was made from; they are hashed.
+        params: the settings, of which the encoder's weights are one.
+        inputs: frames and masks that it was made from; they are hashed.
         outputs: files that were made.
     """
     try:
         record = read_json(path, "a record")
         provenance = record["provenance"]
         made = (record["run"], record["params"], provenance["packages"])
-        hashes = provenance["inputs"]
-    except (UserError, KeyError, TypeError):
+        hashes, code = dict(provenance["inputs"]), dict(provenance["code"])
+    except (UserError, KeyError, TypeError, ValueError):
         return False
     return (
         made == (run, dict(params), package_versions())
         and all(output.is_file() for output in outputs)
-        and hashes == {str(file): sha256_file(file) for file in inputs}
+        and code == code_now(code)
+        and {name: digest for name, digest in hashes.items() if name not in _but_pictures(hashes)}
+        == {str(file): sha256_file(file) for file in inputs}
     )
 
 
-def made_how(previews: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Return the settings with which the sequences ``names`` were made; none where not all have a record.
+@dataclass(frozen=True)
+class Propagation:
+    """How sequences were made, all of them together.
+
+    Attributes:
+        params: the settings.
+        facts: for the provenance of what is made from them: the encoder's file, code, device and start.
+        seconds: that they took, one after the other.
+    """
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def made_how(previews: Path, names: Iterable[str]) -> Propagation:
+    """Return how the sequences ``names`` were made; nothing where not all have a record.
 
     Raises:
-        UserError: when they were made with different settings.
+        UserError: when they were made with different settings, or a record is none.
     """
-    found: dict[str, Any] = {}
+    records = []
     for name in names:
         path = record_path(previews, name)
         if not path.is_file():
-            return {}
-        params = read_json(path, "a sequence's record").get("params", {})
-        if found and params != found:
-            differing = next(key for key in {**found, **params} if found.get(key) != params.get(key))
+            return Propagation()
+        record = read_json(path, "a sequence's record")
+        if not isinstance(record, dict) or not isinstance(record.get("provenance"), dict):
+            raise UserError(f"{path}: no record of a sequence; propagate it again")
+        records.append(record)
+        params, first = record.get("params", {}), records[0].get("params", {})
+        if params != first:
+            differing = next(key for key in {**first, **params} if first.get(key) != params.get(key))
             raise UserError(
                 f"{path}: was made with {differing} {params.get(differing)!r}, other sequences with "
-                f"{found.get(differing)!r}; propagate all of them with the same settings"
+                f"{first.get(differing)!r}; propagate all of them with the same settings"
             )
-        found = params
-    return found
+    return _together(records) if records else Propagation()
+
+
+def _together(records: list[dict[str, Any]]) -> Propagation:
+    origins = [record["provenance"] for record in records]
+    code: dict[str, str] = {}
+    for origin in origins:
+        for name, digest in origin.get("code", {}).items():
+            # where sequences were made with different code, some are of other code than there is now
+            code[name] = digest if code.get(name, digest) == digest else "mixed"
+    facts = {
+        "code": code,
+        "device": origins[0].get("device", ""),
+        "started": min(str(origin.get("started", "")) for origin in origins),
+        **{key: _but_pictures(origins[0].get(key, {})) for key in ("inputs", "input_stamps")},
+    }
+    return Propagation(records[0].get("params", {}), facts, sum(origin.get("seconds", 0.0) for origin in origins))
+
+
+def _but_pictures(files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs that are no frames or masks: the encoder's."""
+    return {name: known for name, known in files.items() if Path(name).suffix.lower() not in _PICTURES}

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -51,22 +51,34 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Method:
-    """How masks are made: a function, the run's name, and all that its results depend on besides the sequence."""
+    """How masks are made.
+
+    Attributes:
+        segment: the function.
+        run: the run's name.
+        params: all that its results depend on besides the sequence.
+        device: for the record.
+        files: that the encoder comes from, for the record.
+    """
 
     segment: Segmenter
     run: str
     params: Mapping[str, Any]
     device: str = "cpu"
+    files: Sequence[Path] = ()
 
 
-def by_encoder(backbone: Backbone, run: str, settings: DavisSettings, device: torch.device) -> Method:
-    """Return the method of propagating labels by an encoder's features; ``backbone`` is on ``device``."""
+def by_encoder(
+    backbone: Backbone, run: str, settings: DavisSettings, device: torch.device, files: Sequence[Path] = ()
+) -> Method:
+    """Return the method of propagating labels by the features of an encoder, which is on ``device``."""
     digest = hashlib.sha256()
     for name, weight in sorted(backbone.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     params = {**settings.protocol(), "encoder": backbone.name, "weights_sha256": digest.hexdigest()}
-    return Method(partial(segment, backbone=backbone, settings=settings, device=device), run, params, describe(device))
+    function = partial(segment, backbone=backbone, settings=settings, device=device)
+    return Method(function, run, params, describe(device), files)
 
 
 def by_copying(run: str) -> Method:
@@ -108,7 +120,7 @@ def propagate_sequences(
 
 
 def _segment(video: Video, method: Method, outputs: Outputs) -> None:
-    record = StageRecord(STAGE, method.run, method.params, _inputs(video), method.device)
+    record = StageRecord(STAGE, method.run, method.params, [*_inputs(video), *method.files], method.device)
     previews = Previews(len(video.frames))
     final, path_of_record = outputs.masks / video.name, record_path(outputs.previews, video.name)
     unfinished = outputs.masks / f".{video.name}.{uuid.uuid4().hex}.tmp"

@@ -10,7 +10,9 @@ from PIL import Image
 
 from flsl.cli import main
 from flsl.config.video import DavisSettings
+from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import sha256_file
 from flsl.video.previews import Previews, overlay
 from flsl.video.propagate import copy_first_mask
 from flsl.video.stage import Method, Outputs, by_copying, by_encoder, propagate_sequences
@@ -117,7 +119,11 @@ def test_what_was_made_with_equal_settings_and_inputs_is_kept(davis, outputs):
     assert make(size=2, run="b") == ["one"]
     Image.new("RGB", (90, 52)).save(davis / "JPEGImages/480p/one/00001.jpg")
     assert make(size=2, run="b") == ["one"]
-    (outputs.previews / "one.json").write_text("{")
+    record = outputs.previews / "one.json"
+    text = record.read_text()
+    record.write_text(text.replace('"flsl.video.sequences": "', '"flsl.video.sequences": "f'))
+    assert make(size=2, run="b") == ["one"]  # by other code
+    record.write_text("{")
     assert make(size=2, run="b") == ["one"]
     assert make(size=2, run="b") == []
 
@@ -163,6 +169,31 @@ def test_the_commands_propagate_and_evaluate(davis, tmp_path, capsys):
     assert [(row["sequence"], row["objects"]) for row in record["sequences"]] == [("one", 2), ("two", 1)]
     assert (record["params"]["radius"], record["params"]["split"]) == (3, "val")  # what propagate was told
     assert "davis/J&F-Mean\t" in capsys.readouterr().out
+
+
+def test_the_figures_record_the_propagation_too(davis, tmp_path):
+    (davis / "ImageSets/2017/val.txt").write_text("one\ntwo\n")
+    masks, out, encoder = (tmp_path / name for name in ("run/masks", "run/metrics.json", "encoder.safetensors"))
+    made = ["baseline", "--name", "x", "--out", str(tmp_path / "x"), 'baselines.x={"kind": "random"}', *TINY]
+    assert main(made) == 0
+    (tmp_path / "x/backbone.safetensors").rename(encoder)
+    chosen = ["--davis", davis, *TINY]
+    assert run("propagate", *chosen, "--backbone", encoder, "--out", masks) == 0
+    records = [masks.parent / "previews" / f"{name}.json" for name in ("one", "two")]
+    texts = [json.loads(path.read_text()) for path in records]
+    texts[1]["provenance"]["code"]["flsl.video.affinity"] = "of another day"
+    texts[1]["provenance"]["seconds"] = 1000.0
+    records[1].write_text(json.dumps(texts[1]))
+    assert run("evaluate", *chosen, "--masks", masks, "--out", out, "--jobs", 1) == 0
+    facts = json.loads(out.read_text())["provenance"]
+    assert facts["inputs"] == facts["inputs"] | {str(encoder): sha256_file(encoder)}
+    files = {str(encoder), str(davis / "ImageSets/2017/val.txt")}
+    assert facts["inputs"].keys() == facts["input_stamps"].keys() == files
+    assert facts["code"]["flsl.video.propagate"] == code_now(["flsl.video.propagate"])["flsl.video.propagate"]
+    assert facts["code"]["flsl.video.affinity"] == "mixed"
+    assert "flsl.video.davis_eval" in facts["code"]
+    assert 1000 < facts["seconds"] < 1500
+    assert facts["started"] == texts[0]["provenance"]["started"]
 
 
 def test_splits_years_and_sequences_are_chosen_on_the_command_line(davis, tmp_path):
