@@ -103,6 +103,7 @@ def _propagate(args: argparse.Namespace) -> None:
 def _method(args: argparse.Namespace, settings: Experiment) -> Method:
     import torch
 
+    from flsl.data.manifest import checked
     from flsl.runtime.distributed import choose_device
     from flsl.runtime.errors import UserError
     from flsl.video.stage import by_copying, by_encoder
@@ -117,7 +118,8 @@ def _method(args: argparse.Namespace, settings: Experiment) -> Method:
         torch.set_num_threads(settings.compute.threads)
     device = choose_device(settings.compute.device)
     backbone = choice.load(settings).requires_grad_(False).eval().to(device)
-    return by_encoder(backbone, name or choice.name, settings.davis, device, choice.inputs)
+    files = [*choice.inputs, *checked(settings, "davis")]
+    return by_encoder(backbone, name or choice.name, settings.davis, device, files)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -9,12 +9,15 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flsl.data.files import FILES, Row, content_sha256, inspect_all, is_settled, read_cache, shown, write_rows
 from flsl.data.listing import KindSettings, Listing, folder_facts, list_files
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json, write_json
+
+if TYPE_CHECKING:
+    from flsl.config.experiment import Experiment
 
 MANIFEST = "manifest.json"
 FOLDERS = "folders.json"
@@ -59,6 +62,19 @@ def load_manifest(folder: Path | str) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not needed <= manifest.keys():
         raise UserError(f"{path}: not a manifest; run `flsl data check` again")
     return manifest
+
+
+def checked(experiment: Experiment, kind: Literal["coco", "uavdt", "davis"]) -> list[Path]:
+    """Return the manifest that the experiment's project has of one of its data sets, for the record of what reads it.
+
+    It is empty where the data set was not checked, or a folder of the same kind but with another root was.
+    """
+    settings = getattr(experiment.data, kind)
+    folder = Path(experiment.results) / experiment.project / "data" / kind
+    with suppress(UserError):
+        if settings is not None and load_manifest(folder)["root"] == settings.root:
+            return [folder / MANIFEST]
+    return []
 
 
 def revision(settings: KindSettings, folder: Path | str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from flsl.config.detect import RecipeSettings, UavdtRecipeSettings
 from flsl.config.experiment import Experiment
+from flsl.data.manifest import checked
 from flsl.detect.coco_eval import IouType, evaluate
 from flsl.detect.coco_files import Annotations, Record, parse_annotations, read_annotations
 from flsl.detect.dataset import check_files, training_set
@@ -89,7 +90,7 @@ def _coco(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path,
     train, val = (read_annotations(path) for path in paths)
     if train.categories != val.categories:
         raise UserError(f"{paths[0]}: its categories differ from those of {paths[1]}; both need the same ids and names")
-    return train, root / data.train_images, val, root / data.val_images, paths
+    return train, root / data.train_images, val, root / data.val_images, [*paths, *checked(experiment, "coco")]
 
 
 def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path, list[Path]]:
@@ -104,7 +105,7 @@ def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path
     if distributed.is_main_process():
         for reason, count in skipped.items():
             warn(f"{truth}: {count} {reason} skipped")
-    inputs = [truth / f"{name}_gt_whole.txt" for name in (*train_names, *test_names)]
+    inputs = [truth / f"{name}_gt_whole.txt" for name in (*train_names, *test_names)] + checked(experiment, "uavdt")
     return parse_annotations(train, truth), frames, parse_annotations(test, truth), frames, inputs
 
 

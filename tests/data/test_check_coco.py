@@ -16,9 +16,11 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from flsl.config.data import CocoSettings
+from flsl.config.data import CocoSettings, DataSettings
+from flsl.config.experiment import Experiment
 from flsl.data.check import check_data
 from flsl.data.coco import segmentation_fault
+from flsl.data.manifest import checked
 from flsl.runtime.errors import UserError
 
 Data = dict[str, list[dict[str, Any]]]
@@ -214,3 +216,17 @@ def test_real_sample_is_sound(real_data: Path, tmp_path: Path) -> None:
     assert (train["listed"], train["annotations"], train["crowds"], train["run_lengths"]) == (40, 332, 4, 4)
     assert (val["listed"], val["annotations"], val["crowds"], val["run_lengths"]) == (40, 407, 5, 5)
     assert manifest["classes"]["count"] == 80
+
+
+def test_the_projects_manifest_of_a_data_set_is_found_for_the_records_of_what_reads_it(tmp_path: Path) -> None:
+    _make(tmp_path / "coco", _sound(0), _sound(50))
+    data = DataSettings(coco=CocoSettings(root=str(tmp_path / "coco")))
+    experiment = Experiment(project="mine", results=str(tmp_path / "results"), data=data)
+    assert checked(experiment, "coco") == []
+    check_data(data.coco, tmp_path / "results/mine/data/coco")  # type: ignore[arg-type]
+    assert checked(experiment, "coco") == [tmp_path / "results/mine/data/coco/manifest.json"]
+    assert checked(experiment, "davis") == []
+    other = DataSettings(coco=CocoSettings(root=str(tmp_path)))
+    assert checked(experiment.model_copy(update={"data": other}), "coco") == []
+    (tmp_path / "results/mine/data/coco/manifest.json").write_text("{")
+    assert checked(experiment, "coco") == []

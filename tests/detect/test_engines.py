@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from tiny_coco import tiny_experiment, write_uavdt
 
 from flsl.cli import main
+from flsl.data.check import check_data
 from flsl.detect.coco_eval import evaluate_files
 from flsl.detect.finetune import FineTuning
 from flsl.detect.model_file import load_model
@@ -36,11 +37,15 @@ RANDOM = EncoderChoice(random=True)
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_stage_writes_what_the_next_ones_and_other_tools_read(tiny: Path, tmp_path: Path, engine: str) -> None:
-    experiment = tiny_experiment(tiny, f"detection.engine={engine}", "detection.coco.evaluate_every=1")
-    out = tmp_path / "out"
+    changes = (f"detection.engine={engine}", "detection.coco.evaluate_every=1", f"results={tmp_path / 'results'}")
+    experiment = tiny_experiment(tiny, *changes)
+    out, manifest = tmp_path / "out", tmp_path / "results/tiny/data/coco"
+    assert experiment.data.coco is not None
+    check_data(experiment.data.coco, manifest)
     record = run("coco", experiment, RANDOM, out, "base")
     assert record is not None
     assert record["stage"] == "coco"
+    assert str(manifest / "manifest.json") in record["provenance"]["inputs"]
     assert {"coco/bbox/AP", "coco/segm/AP50"} <= record["metrics"].keys()
     assert json.loads((out / "metrics.json").read_text()) == record
     assert len(list(out.glob("prediction-*.png"))) == 1

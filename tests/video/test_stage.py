@@ -9,7 +9,9 @@ from davis_files import moving_discs, write_davis, write_mask
 from PIL import Image
 
 from flsl.cli import main
+from flsl.config.data import DavisDataSettings
 from flsl.config.video import DavisSettings
+from flsl.data.check import check_data
 from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import sha256_file
@@ -177,7 +179,9 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
     made = ["baseline", "--name", "x", "--out", str(tmp_path / "x"), 'baselines.x={"kind": "random"}', *TINY]
     assert main(made) == 0
     (tmp_path / "x/backbone.safetensors").rename(encoder)
-    chosen = ["--davis", davis, *TINY]
+    check_data(DavisDataSettings(root=str(davis)), tmp_path / "results/p/data/davis")
+    data = f'data.davis={{"root": "{davis}"}}'
+    chosen = ["--davis", davis, *TINY, "project=p", f"results={tmp_path / 'results'}", data]
     assert run("propagate", *chosen, "--backbone", encoder, "--out", masks) == 0
     records = [masks.parent / "previews" / f"{name}.json" for name in ("one", "two")]
     texts = [json.loads(path.read_text()) for path in records]
@@ -187,7 +191,8 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
     assert run("evaluate", *chosen, "--masks", masks, "--out", out, "--jobs", 1) == 0
     facts = json.loads(out.read_text())["provenance"]
     assert facts["inputs"] == facts["inputs"] | {str(encoder): sha256_file(encoder)}
-    files = {str(encoder), str(davis / "ImageSets/2017/val.txt")}
+    manifest = tmp_path / "results/p/data/davis/manifest.json"
+    files = {str(encoder), str(manifest), str(davis / "ImageSets/2017/val.txt")}
     assert facts["inputs"].keys() == facts["input_stamps"].keys() == files
     assert facts["code"]["flsl.video.propagate"] == code_now(["flsl.video.propagate"])["flsl.video.propagate"]
     assert facts["code"]["flsl.video.affinity"] == "mixed"
