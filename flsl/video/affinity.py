@@ -41,10 +41,13 @@ def propagate_labels(
             columns = slice(left, min(left + side, width))
             key_columns = slice(max(0, columns.start - radius), min(width, columns.stop + radius))
             cosines = _flat(queries[rows, columns]) @ _flat(keys[:, key_rows, key_columns]).T
-            outside = _beyond(rows, key_rows, radius)[:, None, :, None] | _beyond(columns, key_columns, radius)[:, None]
-            penalty = torch.zeros(outside.shape, dtype=cosines.dtype).masked_fill_(outside, -torch.inf)
+            above, beside = (
+                _beyond(*pair, radius, cosines.device) for pair in ((rows, key_rows), (columns, key_columns))
+            )
+            outside = above[:, None, :, None] | beside[:, None]
+            penalty = cosines.new_zeros(outside.shape).masked_fill_(outside, -torch.inf)
             # (queries, frames × keys), its frames all masked alike
-            cosines.view(len(cosines), len(keys), -1).add_(penalty.flatten(2).flatten(0, 1).to(cosines.device)[:, None])
+            cosines.view(len(cosines), len(keys), -1).add_(penalty.flatten(2).flatten(0, 1)[:, None])
             best = _mean_of_best(cosines, _flat(labels[:, key_rows, key_columns]), top_k, temperature)
             result[rows, columns] = best.view(rows.stop - rows.start, columns.stop - columns.start, -1)
     return result
@@ -54,9 +57,9 @@ def _flat(grid: Tensor) -> Tensor:
     return grid.reshape(-1, grid.shape[-1])
 
 
-def _beyond(queries: slice, keys: slice, radius: int) -> Tensor:
+def _beyond(queries: slice, keys: slice, radius: int, device: torch.device) -> Tensor:
     """Tell for each pair of a query's and a key's row (or column) whether they are more than ``radius`` apart."""
-    places, others = torch.arange(queries.start, queries.stop), torch.arange(keys.start, keys.stop)
+    places, others = (torch.arange(part.start, part.stop, device=device) for part in (queries, keys))
     return (places[:, None] - others).abs() > radius
 
 
