@@ -100,17 +100,17 @@ class ViTPyramid(nn.Module):
         groups: dict[tuple[int, int], list[int]] = {}
         for index, (height, width) in enumerate(sizes):
             groups.setdefault((height, width), []).append(index)
-        order = [index for members in groups.values() for index in members]
-        parts: list[list[Tensor]] = []
+        found: dict[int, list[Tensor]] = {}
         for (height, width), members in groups.items():
-            crop = images[members, :, :height, :width]
+            crop = torch.stack([images[index, :, :height, :width] for index in members])
             crop = F.pad(crop, (0, -width % self.patch_size, 0, -height % self.patch_size))
             maps = self.encoder.forward_intermediates(
                 crop, indices=sorted({block - 1 for block in self.blocks}), stop_early=True, intermediates_only=True
             )
-            parts.append([F.pad(x, (0, grid[1] - x.shape[-1], 0, grid[0] - x.shape[-2])) for x in maps])
-        back = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=images.device)
-        distinct = [torch.cat(maps)[back] if len(parts) > 1 else maps[0] for maps in zip(*parts, strict=True)]
+            maps = [F.pad(x, (0, grid[1] - x.shape[-1], 0, grid[0] - x.shape[-2])) for x in maps]
+            found |= {index: [x[place] for x in maps] for place, index in enumerate(members)}
+        # no index on the device: its copy would wait for what is computed there
+        distinct = [torch.stack(maps) for maps in zip(*(found[index] for index in range(len(sizes))), strict=True)]
         numbers = sorted(set(self.blocks))
         return [distinct[numbers.index(block)] for block in self.blocks]
 

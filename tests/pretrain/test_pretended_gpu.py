@@ -1,26 +1,13 @@
-"""The training step on a pretended GPU: tensors without numbers, which can neither be read nor moved unseen.
-
-Reading a number from the device, or asking how many elements are nonzero, raises here; what is computed on the CPU or
-copied between devices is noted. Autograd wants a driver for such tensors, so the backward pass is pretended on the CPU.
-"""
+"""The training step on a pretended GPU: it reads nothing from there, and leaves the device for nothing."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import pytest
 import torch
+from pretended import Elsewhere, Pretended
 from test_step import CPU, SETTINGS, STEPS_PER_EPOCH, batch_of
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
@@ -34,59 +21,6 @@ CENTRED = SETTINGS.model_copy(
 )
 
 
-class Pretended:
-    """Makes pretended tensors of real ones."""
-
-    def __init__(self, device: str) -> None:
-        self.mode = FakeTensorMode()
-        self.device = torch.device(device)
-
-    def tensor(self, real: Tensor) -> Tensor:
-        with unset_fake_temporarily():
-            real = real.detach()
-        with self.mode:
-            return self.mode.from_tensor(real).to(self.device)
-
-    def network(self, settings: PretrainSettings, drop_path: float) -> FLSLNetwork:
-        with unset_fake_temporarily():
-            network = FLSLNetwork(settings, drop_path)
-        for module in network.modules():
-            for name, real in module.named_parameters(recurse=False):
-                module._parameters[name] = nn.Parameter(self.tensor(real), requires_grad=real.requires_grad)
-            for name, real in module.named_buffers(recurse=False):
-                module._buffers[name] = self.tensor(real)
-        network.to = lambda *_: network  # type: ignore[method-assign]
-        return network
-
-    def data(self, real: Any) -> Any:
-        if isinstance(real, Tensor):
-            return self.tensor(real)
-        if isinstance(real, list | tuple):
-            return type(real)(self.data(item) for item in real)
-        if dataclasses.is_dataclass(real) and not isinstance(real, type):
-            return type(real)(
-                **{field.name: self.data(getattr(real, field.name)) for field in dataclasses.fields(real)}
-            )
-        return real
-
-
-class Elsewhere(TorchDispatchMode):
-    """Notes what is not computed on the device alone; a CPU scalar among the arguments is a number and no tensor."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        given = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor) and item.ndim]
-        found = given + [item for item in tree_leaves(made) if isinstance(item, Tensor)]
-        if any(item.device.type != self.device.type for item in found):
-            self.seen.add(str(func))
-        return made
-
-
 @pytest.mark.parametrize("settings", [SETTINGS, CENTRED], ids=["volume", "centred"])
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_a_step_reads_nothing_and_leaves_the_device_for_nothing(
@@ -94,7 +28,7 @@ def test_a_step_reads_nothing_and_leaves_the_device_for_nothing(
 ) -> None:
     pretended = Pretended(device)
     batch, _ = batch_of(TrainingStep(settings, ComputeSettings(), CPU), 0)
-    monkeypatch.setattr(step_module, "FLSLNetwork", pretended.network)
+    monkeypatch.setattr(step_module, "FLSLNetwork", lambda *a, **k: pretended.module(lambda: FLSLNetwork(*a, **k)))
     with pretended.mode:
         step = TrainingStep(settings, ComputeSettings(), pretended.device)
         trained = [parameter for parameter in step.student.parameters() if parameter.requires_grad]
