@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from pretended import Elsewhere, Pretended
+from pretended import Elsewhere, Pretended, needs_pretence
 from torch import Tensor
 
 from flsl.config.detect import DetectorSettings
@@ -59,6 +59,7 @@ def attention(gpu: Pretended) -> Callable[[], object]:
     return lambda: attention_map(numbers(2, 5, 32), numbers(2, 7, 32), 0.1)
 
 
+@needs_pretence
 @pytest.mark.parametrize(
     "prepare", [block_tokens, partial(pyramid, "fpn"), partial(pyramid, "simple"), linear_probes, votes, attention]
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pretended import Elsewhere, Pretended
+from pretended import Elsewhere, Pretended, needs_pretence
 from test_step import CPU, SETTINGS, STEPS_PER_EPOCH, batch_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
@@ -22,7 +22,7 @@ CENTRED = SETTINGS.model_copy(
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, CENTRED], ids=["volume", "centred"])
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=needs_pretence), "cpu"])
 def test_a_step_reads_nothing_and_leaves_the_device_for_nothing(
     device: str, settings: PretrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +50,7 @@ def test_a_step_reads_nothing_and_leaves_the_device_for_nothing(
         assert elsewhere.seen == set()
 
 
+@needs_pretence
 def test_the_pretence_notices_what_would_wait() -> None:
     with FakeTensorMode(), Elsewhere(torch.device("cuda")) as elsewhere:
         made = torch.ones(3, device="cuda")
