@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flsl.runtime.errors import UserError
+
+_SETTLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,12 @@ def start(device: str = "auto", timeout_minutes: float = 30.0) -> Process:
 
 
 def finish() -> None:
-    """Leave the process group."""
+    """Leave the process group, when all ranks are here."""
     if dist.is_available() and dist.is_initialized():
+        barrier()
+        # gloo's threads need the interpreter to forget the last tensors, and the group's end, which holds it, waits for
+        # them: in torch 2.6 for ever, unless they come first
+        time.sleep(_SETTLE_SECONDS)
         dist.destroy_process_group()
 
 
