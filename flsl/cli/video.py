@@ -103,7 +103,6 @@ def _propagate(args: argparse.Namespace) -> None:
 def _method(args: argparse.Namespace, settings: Experiment) -> Method:
     import torch
 
-    from flsl.data.manifest import checked
     from flsl.runtime.distributed import choose_device
     from flsl.runtime.errors import UserError
     from flsl.video.stage import by_copying, by_encoder
@@ -118,16 +117,17 @@ def _method(args: argparse.Namespace, settings: Experiment) -> Method:
         torch.set_num_threads(settings.compute.threads)
     device = choose_device(settings.compute.device)
     backbone = choice.load(settings).requires_grad_(False).eval().to(device)
-    files = [*choice.inputs, *checked(settings, "davis")]
-    return by_encoder(backbone, name or choice.name, settings.davis, device, files)
+    return by_encoder(backbone, name or choice.name, settings.davis, device, choice.inputs)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    from flsl.data.manifest import checked
     from flsl.video.figures import Made, write_figures
 
     settings = _experiment(args)
+    davis = _root(args, settings)
     record = write_figures(
-        _root(args, settings),
+        davis,
         Made(args.masks, args.previews or args.masks.parent / "previews"),
         settings.davis,
         args.out,
@@ -136,6 +136,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.jobs,
         args.sheets,
         args.where_annotated,
+        checked(settings, "davis", davis),
     )
     for metric, value in record["metrics"].items():
         print(f"{metric}\t{value:.2f}")

@@ -64,15 +64,14 @@ def load_manifest(folder: Path | str) -> dict[str, Any]:
     return manifest
 
 
-def checked(experiment: Experiment, kind: Literal["coco", "uavdt", "davis"]) -> list[Path]:
-    """Return the manifest that the experiment's project has of one of its data sets, for the record of what reads it.
+def checked(experiment: Experiment, kind: Literal["coco", "uavdt", "davis"], root: Path | str) -> list[Path]:
+    """Return the manifest that the experiment's project has of a data set, for the record of what reads it.
 
-    It is empty where the data set was not checked, or a folder of the same kind but with another root was.
+    It is empty where the data set was not checked, or another folder of its kind was.
     """
-    settings = getattr(experiment.data, kind)
     folder = Path(experiment.results) / experiment.project / "data" / kind
     with suppress(UserError):
-        if settings is not None and load_manifest(folder)["root"] == settings.root:
+        if Path(load_manifest(folder)["root"]) == Path(root):
             return [folder / MANIFEST]
     return []
 

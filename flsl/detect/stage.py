@@ -18,7 +18,7 @@ from flsl.detect.finetune import Task
 from flsl.detect.predict import write_results
 from flsl.detect.uavdt_convert import convert, split_names
 from flsl.detect.uavdt_eval import figures as uavdt_figures
-from flsl.detect.uavdt_files import read_detections, read_sequences
+from flsl.detect.uavdt_files import read_detections, read_sequences, truth_files
 from flsl.model.choice import EncoderChoice
 from flsl.runtime import distributed
 from flsl.runtime.errors import UserError
@@ -90,7 +90,8 @@ def _coco(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path,
     train, val = (read_annotations(path) for path in paths)
     if train.categories != val.categories:
         raise UserError(f"{paths[0]}: its categories differ from those of {paths[1]}; both need the same ids and names")
-    return train, root / data.train_images, val, root / data.val_images, [*paths, *checked(experiment, "coco")]
+    inputs = [*paths, *checked(experiment, "coco", root)]
+    return train, root / data.train_images, val, root / data.val_images, inputs
 
 
 def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path, list[Path]]:
@@ -105,7 +106,7 @@ def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path
     if distributed.is_main_process():
         for reason, count in skipped.items():
             warn(f"{truth}: {count} {reason} skipped")
-    inputs = [truth / f"{name}_gt_whole.txt" for name in (*train_names, *test_names)] + checked(experiment, "uavdt")
+    inputs = [*truth_files(truth, [*train_names, *test_names]), *checked(experiment, "uavdt", data.root)]
     return parse_annotations(train, truth), frames, parse_annotations(test, truth), frames, inputs
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from flsl.detect.coco_eval import CocoFigures
 from flsl.detect.coco_files import Record
 from flsl.detect.uavdt_coco import Boxes, coco_stats
-from flsl.detect.uavdt_files import Rows, Sequence, read_detections, read_sequences
+from flsl.detect.uavdt_files import Rows, Sequence, read_detections, read_sequences, truth_files
 from flsl.detect.uavdt_match import (
     Flags,
     Floats,
@@ -236,7 +236,7 @@ def evaluate_files(
     truth = read_sequences(ground_truth, sequences)
     found, skipped = read_detections(detections, truth, annotations)
     names = [each.name for each in truth]
-    inputs = [Path(ground_truth) / f"{name}_gt_whole.txt" for name in names]
+    inputs = truth_files(Path(ground_truth), names)
     inputs += [Path(detections) / f"{name}.txt" for name in names] if Path(detections).is_dir() else [Path(detections)]
     record = StageRecord("uavdt", run, {"sequences": names, "threshold": THRESHOLD}, inputs)
     for reason, count in skipped.items():

@@ -18,7 +18,7 @@ from flsl.runtime.outputs import read_json
 from flsl.runtime.progress import warn
 
 Rows = NDArray[np.float64]
-_WHOLE = "_gt_whole.txt"
+_WHOLE, _IGNORE = "_gt_whole.txt", "_gt_ignore.txt"
 _FRAME = re.compile(r"img0*(\d+)\.\w+")
 _NAME = re.compile(r"M(\d{4})")
 
@@ -75,9 +75,15 @@ def read_sequences(folder: Path | str, names: Iterable[str] | None = None) -> li
     return [_read_sequence(folder, name) for name in chosen]
 
 
+def truth_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Return the files of the sequences' ground truth that are there, for a record."""
+    files = [folder / f"{name}{ending}" for name in names for ending in (_WHOLE, _IGNORE)]
+    return [path for path in files if path.is_file()]
+
+
 def _read_sequence(folder: Path, name: str) -> Sequence:
     truth = read_ground_truth(folder / f"{name}{_WHOLE}")
-    ignore = folder / f"{name}_gt_ignore.txt"
+    ignore = folder / f"{name}{_IGNORE}"
     if not ignore.exists():
         warn(f"{ignore}: no such file; {name} is evaluated without ignore regions")
         return Sequence(name, TEST_LENGTHS.get(name, 0), truth, truth.iloc[:0])

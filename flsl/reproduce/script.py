@@ -106,7 +106,7 @@ def _data(run: Run, out: Path) -> Iterator[str]:
         if name == "images":  # what the run was trained on, whatever is there now
             digest = pretrained(run).provenance.get("data_sha256", digest)
         yield (
-            f"grep -q {shlex.quote(str(digest))} {shlex.quote(str(target / MANIFEST))} || "
+            f"grep -qF -e {shlex.quote(str(digest))} {shlex.quote(str(target / MANIFEST))} || "
             f"{{ echo '{name}: the files differ from those of the run' >&2; exit 1; }}"
         )
 

@@ -41,9 +41,8 @@ def propagate_labels(
             columns = slice(left, min(left + side, width))
             key_columns = slice(max(0, columns.start - radius), min(width, columns.stop + radius))
             cosines = _flat(queries[rows, columns]) @ _flat(keys[:, key_rows, key_columns]).T
-            above, beside = (
-                _beyond(*pair, radius, cosines.device) for pair in ((rows, key_rows), (columns, key_columns))
-            )
+            above = _beyond(rows, key_rows, radius, cosines.device)
+            beside = _beyond(columns, key_columns, radius, cosines.device)
             outside = above[:, None, :, None] | beside[:, None]
             penalty = cosines.new_zeros(outside.shape).masked_fill_(outside, -torch.inf)
             # (queries, frames × keys), its frames all masked alike

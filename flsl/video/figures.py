@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def write_figures(
     processes: int = 0,
     sheets: Path | None = None,
     where_annotated: bool = False,
+    data: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Evaluate masks and write ``metrics.json``, with the tables ``sequences`` and ``objects`` beside the figures.
 
@@ -53,6 +54,7 @@ def write_figures(
         processes: number of processes at most; 0 takes one a processor.
         sheets: folder to copy the sequences' contact sheets to.
         where_annotated: of a split with no annotations but the first frames', write a record without figures.
+        data: files that tell of the data set, for the record.
 
     Returns:
         what was written.
@@ -63,7 +65,7 @@ def write_figures(
     names = sequence_names(root, settings, only)
     where = {"split": settings.split, "year": settings.year, "resolution": settings.resolution}
     how = made_how(made.previews, names)
-    params, read = {**where, **how.params}, [split_list(root, settings)]
+    params, read = {**where, **how.params}, [split_list(root, settings), *data]
     record = StageRecord("davis", run, params, read, made_with=how.facts, seconds=how.seconds)
     if sheets is not None:
         for name in names:

@@ -11,8 +11,6 @@ from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import package_versions, read_json, sha256_file
 
-_PICTURES = {".jpg", ".jpeg", ".png"}
-
 
 def record_path(previews: Path, name: str) -> Path:
     """Return where the record of the sequence ``name`` stands."""
@@ -25,23 +23,22 @@ def is_made(path: Path, run: str, params: Mapping[str, Any], inputs: Iterable[Pa
     Args:
         path: the record.
         run: the run's name.
-        params: the settings, of which the encoder's weights are one.
-        inputs: frames and masks that it was made from; they are hashed.
+        params: the settings.
+        inputs: files that it was made from; they are hashed.
         outputs: files that were made.
     """
     try:
         record = read_json(path, "a record")
         provenance = record["provenance"]
         made = (record["run"], record["params"], provenance["packages"])
-        hashes, code = dict(provenance["inputs"]), dict(provenance["code"])
+        hashes, code = provenance["inputs"], dict(provenance["code"])
     except (UserError, KeyError, TypeError, ValueError):
         return False
     return (
         made == (run, dict(params), package_versions())
         and all(output.is_file() for output in outputs)
         and code == code_now(code)
-        and {name: digest for name, digest in hashes.items() if name not in _but_pictures(hashes)}
-        == {str(file): sha256_file(file) for file in inputs}
+        and hashes == {str(file): sha256_file(file) for file in inputs}
     )
 
 
@@ -51,7 +48,7 @@ class Propagation:
 
     Attributes:
         params: the settings.
-        facts: for the provenance of what is made from them: the encoder's file, code, device and start.
+        facts: for the provenance of what is made from them: the encoder's files, code, device and start.
         seconds: that they took, one after the other.
     """
 
@@ -96,11 +93,9 @@ def _together(records: list[dict[str, Any]]) -> Propagation:
         "code": code,
         "device": origins[0].get("device", ""),
         "started": min(str(origin.get("started", "")) for origin in origins),
-        **{key: _but_pictures(origins[0].get(key, {})) for key in ("inputs", "input_stamps")},
     }
+    # each sequence has its own frames, and all have the encoder
+    encoder = records[0].get("encoder", ())
+    for key in ("inputs", "input_stamps"):
+        facts[key] = {name: known for name, known in origins[0].get(key, {}).items() if name in encoder}
     return Propagation(records[0].get("params", {}), facts, sum(origin.get("seconds", 0.0) for origin in origins))
-
-
-def _but_pictures(files: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs that are no frames or masks: the encoder's."""
-    return {name: known for name, known in files.items() if Path(name).suffix.lower() not in _PICTURES}

@@ -58,7 +58,7 @@ class Method:
         run: the run's name.
         params: all that its results depend on besides the sequence.
         device: for the record.
-        files: that the encoder comes from, for the record.
+        files: that the encoder comes from.
     """
 
     segment: Segmenter
@@ -108,7 +108,7 @@ def propagate_sequences(
             video = open_video(root, name, settings)
             masks = [outputs.masks / name / f"{path.stem}.png" for path in video.frames]
             record = record_path(outputs.previews, name)
-            if not fresh and is_made(record, method.run, method.params, _inputs(video), masks):
+            if not fresh and is_made(record, method.run, method.params, _inputs(video, method), masks):
                 say(f"{name}: made before with these settings; kept")
             else:
                 _segment(video, method, outputs)
@@ -120,7 +120,7 @@ def propagate_sequences(
 
 
 def _segment(video: Video, method: Method, outputs: Outputs) -> None:
-    record = StageRecord(STAGE, method.run, method.params, [*_inputs(video), *method.files], method.device)
+    record = StageRecord(STAGE, method.run, method.params, _inputs(video, method), method.device)
     previews = Previews(len(video.frames))
     final, path_of_record = outputs.masks / video.name, record_path(outputs.previews, video.name)
     unfinished = outputs.masks / f".{video.name}.{uuid.uuid4().hex}.tmp"
@@ -143,11 +143,11 @@ def _segment(video: Video, method: Method, outputs: Outputs) -> None:
             raise
     previews.write(outputs.previews, video.name)
     # last, so that a record says that all of the sequence is there
-    record.write(path_of_record, {"frames": len(video.frames)})
+    record.write(path_of_record, {"frames": len(video.frames)}, encoder=[str(path) for path in method.files])
 
 
-def _inputs(video: Video) -> list[Path]:
-    return [video.first_mask, *video.frames]
+def _inputs(video: Video, method: Method) -> list[Path]:
+    return [video.first_mask, *video.frames, *method.files]
 
 
 class _Writer:

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from flsl.config.data import CocoSettings, DataSettings
+from flsl.config.data import CocoSettings
 from flsl.config.experiment import Experiment
 from flsl.data.check import check_data
 from flsl.data.coco import segmentation_fault
@@ -220,13 +220,12 @@ def test_real_sample_is_sound(real_data: Path, tmp_path: Path) -> None:
 
 def test_the_projects_manifest_of_a_data_set_is_found_for_the_records_of_what_reads_it(tmp_path: Path) -> None:
     _make(tmp_path / "coco", _sound(0), _sound(50))
-    data = DataSettings(coco=CocoSettings(root=str(tmp_path / "coco")))
-    experiment = Experiment(project="mine", results=str(tmp_path / "results"), data=data)
-    assert checked(experiment, "coco") == []
-    check_data(data.coco, tmp_path / "results/mine/data/coco")  # type: ignore[arg-type]
-    assert checked(experiment, "coco") == [tmp_path / "results/mine/data/coco/manifest.json"]
-    assert checked(experiment, "davis") == []
-    other = DataSettings(coco=CocoSettings(root=str(tmp_path)))
-    assert checked(experiment.model_copy(update={"data": other}), "coco") == []
-    (tmp_path / "results/mine/data/coco/manifest.json").write_text("{")
-    assert checked(experiment, "coco") == []
+    root, manifest = tmp_path / "coco", tmp_path / "results/mine/data/coco/manifest.json"
+    experiment = Experiment(project="mine", results=str(tmp_path / "results"))
+    assert checked(experiment, "coco", root) == []
+    check_data(CocoSettings(root=str(root)), manifest.parent)
+    assert checked(experiment, "coco", root) == checked(experiment, "coco", f"{root}/") == [manifest]
+    assert checked(experiment, "davis", root) == []
+    assert checked(experiment, "coco", tmp_path) == []
+    manifest.write_text("{")
+    assert checked(experiment, "coco", root) == []

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from engines import ENGINES
 from pycocotools.coco import COCO
 from tiny_coco import tiny_experiment, write_uavdt
 
@@ -27,11 +28,6 @@ from flsl.model.choice import EncoderChoice
 from flsl.runtime.errors import UserError
 from flsl.runtime.history import read_history
 
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-ENGINES = [
-    "torchvision",
-    pytest.param("detectron2", marks=pytest.mark.skipif(not HAS_DETECTRON2, reason="detectron2 is not installed")),
-]
 RANDOM = EncoderChoice(random=True)
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from engines import ENGINES
 from on_slurm import FLSL, Stage, shell, until
 
 STEPS = 8
-HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-ENGINES = [
-    "torchvision",
-    pytest.param("detectron2", marks=pytest.mark.skipif(not HAS_DETECTRON2, reason="detectron2 is not installed")),
-]
 
 pytestmark = pytest.mark.parametrize("stage", ["coco"], indirect=True)
 

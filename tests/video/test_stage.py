@@ -180,25 +180,39 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
     assert main(made) == 0
     (tmp_path / "x/backbone.safetensors").rename(encoder)
     check_data(DavisDataSettings(root=str(davis)), tmp_path / "results/p/data/davis")
-    data = f'data.davis={{"root": "{davis}"}}'
-    chosen = ["--davis", davis, *TINY, "project=p", f"results={tmp_path / 'results'}", data]
+    chosen = ["--davis", davis, *TINY, "project=p", f"results={tmp_path / 'results'}"]
     assert run("propagate", *chosen, "--backbone", encoder, "--out", masks) == 0
     records = [masks.parent / "previews" / f"{name}.json" for name in ("one", "two")]
     texts = [json.loads(path.read_text()) for path in records]
     texts[1]["provenance"]["code"]["flsl.video.affinity"] = "of another day"
     texts[1]["provenance"]["seconds"] = 1000.0
-    records[1].write_text(json.dumps(texts[1]))
+    for path, text in zip(records, texts, strict=True):
+        text["provenance"]["code"]["flsl.runtime.outputs"] = "older than the evaluation's"
+        path.write_text(json.dumps(text))
     assert run("evaluate", *chosen, "--masks", masks, "--out", out, "--jobs", 1) == 0
     facts = json.loads(out.read_text())["provenance"]
-    assert facts["inputs"] == facts["inputs"] | {str(encoder): sha256_file(encoder)}
     manifest = tmp_path / "results/p/data/davis/manifest.json"
     files = {str(encoder), str(manifest), str(davis / "ImageSets/2017/val.txt")}
     assert facts["inputs"].keys() == facts["input_stamps"].keys() == files
     assert facts["code"]["flsl.video.propagate"] == code_now(["flsl.video.propagate"])["flsl.video.propagate"]
     assert facts["code"]["flsl.video.affinity"] == "mixed"
+    assert facts["code"]["flsl.runtime.outputs"] == "older than the evaluation's"
     assert "flsl.video.davis_eval" in facts["code"]
     assert 1000 < facts["seconds"] < 1500
     assert facts["started"] == texts[0]["provenance"]["started"]
+
+    # where one sequence's frames are others, the other one stays; the figures are of the data set as it is now
+    Image.new("RGB", (60, 48)).save(davis / "JPEGImages/480p/two/00004.jpg")
+    kept = records[0].read_text()
+    kept = kept.replace("older than the evaluation's", str(code_now(["flsl.runtime.outputs"])["flsl.runtime.outputs"]))
+    records[0].write_text(kept)
+    check_data(DavisDataSettings(root=str(davis)), manifest.parent)
+    assert run("propagate", *chosen, "--backbone", encoder, "--out", masks) == 0
+    assert (records[0].read_text(), "mixed" in records[1].read_text()) == (kept, False)
+    assert run("evaluate", *chosen, "--masks", masks, "--out", out, "--jobs", 1) == 0
+    facts = json.loads(out.read_text())["provenance"]
+    assert facts["inputs"] == {str(path): sha256_file(path) for path in files}
+    assert facts["code"] == code_now(facts["code"])
 
 
 def test_splits_years_and_sequences_are_chosen_on_the_command_line(davis, tmp_path):
