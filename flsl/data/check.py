@@ -11,7 +11,8 @@ from flsl.config.data import CocoSettings, DavisDataSettings, ImageFolderSetting
 from flsl.data.files import Row, inspect_all, read_cache
 from flsl.data.findings import Findings, describe
 from flsl.data.listing import KINDS, KindSettings, Listing, list_files
-from flsl.data.manifest import FIRST, MANIFEST, load_manifest, write
+from flsl.data.manifest import MANIFEST, load_manifest
+from flsl.data.revision import FIRST, write
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import writing
 from flsl.runtime.progress import bar
@@ -31,7 +32,7 @@ def check_data(
         settings: ``data.<kind>``.
         out: folder of ``manifest.json``, ``files.csv`` and ``folders.json``; what they say about unchanged files is
             taken over.
-        revision: what :func:`flsl.data.manifest.revision` said; None keeps the manifest's.
+        revision: what :func:`flsl.data.revision.revision` said; None keeps the manifest's.
         jobs: processes; None takes one a core.
         decode: decode every image.
         fresh: read every file, also those whose size and time are unchanged; ``decode`` implies it.

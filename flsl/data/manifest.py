@@ -1,53 +1,22 @@
-"""``manifest.json``: what a data set holds, and whether it is still the same.
+"""``manifest.json``: what a data set holds; the checks write it, and all that reads the data set names it.
 
-Nothing here imports torch or pandas: the workflow asks :func:`revision` whenever it is started.
+Nothing here imports torch, pandas or numpy: what waits for a job on a cluster reads manifests, too.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flsl.data.files import FILES, Row, content_sha256, inspect_all, is_settled, read_cache, shown, write_rows
-from flsl.data.listing import KindSettings, Listing, folder_facts, list_files
 from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import read_json, write_json
+from flsl.runtime.outputs import read_json
 
 if TYPE_CHECKING:
     from flsl.config.experiment import Experiment
 
 MANIFEST = "manifest.json"
-FOLDERS = "folders.json"
-FIRST = "first"
-
-
-def write(
-    folder: Path, manifest: Mapping[str, Any], listing: Listing, rows: Sequence[Row], known: Mapping[str, Row]
-) -> bool:
-    """Write ``files.csv``, ``folders.json`` and, last, ``manifest.json``; leave alone what would not change.
-
-    Args:
-        folder: where to.
-        manifest: what :func:`describe` returned.
-        listing: what was listed.
-        rows: the rows, sorted by path.
-        known: the rows that ``files.csv`` held before, by path.
-
-    Returns:
-        whether ``manifest.json`` was written.
-
-    Raises:
-        UserError: when something cannot be written.
-    """
-    _write_files(folder, manifest["content_sha256"], listing, rows, known)
-    with suppress(UserError):
-        if read_json(folder / MANIFEST, "the manifest") == manifest:
-            return False
-    write_json(folder / MANIFEST, manifest)
-    return True
 
 
 def load_manifest(folder: Path | str) -> dict[str, Any]:
@@ -76,87 +45,10 @@ def checked(experiment: Experiment, kind: Literal["coco", "uavdt", "davis"], roo
     return []
 
 
-def revision(settings: KindSettings, folder: Path | str) -> str:
-    """Return a value that changes once when the data set's content changes, for the workflow's rule of the check.
+def content(manifests: Iterable[Path]) -> list[str]:
+    """Return the digests of the data sets' content: what a checkpoint depends on, whatever their files' times.
 
-    Without a manifest it is ``"first"``. Else it looks for changed files as ``settings.watch`` says, reads only those
-    whose size or time changed, and returns the manifest's own revision as long as the content is the same; otherwise
-    the first 16 digits of the new ``content_sha256``, which the check is to store (``--revision``). A root that is not
-    there changes nothing: a missing disk must not restart the project, and the check itself says so when it runs.
+    Raises:
+        UserError: when one is missing or is no manifest.
     """
-    folder = Path(folder)
-    if not (folder / MANIFEST).exists():
-        return FIRST
-    try:
-        manifest = load_manifest(folder)
-    except UserError:
-        return _another("")
-    stored = str(manifest["revision"])
-    root = Path(settings.root)
-    if settings.watch == "off" or not root.is_dir():
-        return stored
-    if not (folder / FILES).exists():
-        return _another(stored)
-    listing = _unchanged(settings, root, folder, manifest["content_sha256"])
-    if listing is None:
-        return stored
-    try:
-        known = read_cache(folder, strict=True)
-    except UserError:
-        return _another(stored)
-    rows = inspect_all(root, listing.entries, known, folder, threads=True)
-    content = content_sha256(rows)
-    if content == manifest["content_sha256"]:
-        with suppress(UserError):  # a folder that cannot be written costs time at the next look, nothing else
-            _write_files(folder, content, listing, [_touched(known.get(row.path, row), row) for row in rows], known)
-        return stored
-    return content[:16] if content[:16] != stored else _another(stored)
-
-
-def _touched(before: Row, now: Row) -> Row:
-    """Return a row of equal content with its new time; the check's verdict and its split stay."""
-    return before if before.mtime_ns == now.mtime_ns else before._replace(mtime_ns=now.mtime_ns)
-
-
-def _another(stored: str) -> str:
-    """Return a value other than ``stored``, always the same one: the check has to run again."""
-    return hashlib.sha256(f"again {stored}".encode()).hexdigest()[:16]
-
-
-def _unchanged(settings: KindSettings, root: Path, folder: Path, content: str) -> Listing | None:
-    """Return None if nothing tells of a change since ``folders.json`` was written for ``content``, else the listing."""
-    seen: dict[str, Any] = {}
-    with suppress(UserError):
-        read = read_json(folder / FOLDERS, "the folders' times")
-        if isinstance(read, dict) and read.get("content_sha256") == content and isinstance(read.get("folders"), dict):
-            seen = read
-    if seen and settings.watch == "folders" and seen["folders"] == _plain(folder_facts(root, seen["folders"])):
-        return None
-    listing = list_files(settings, strict=False)
-    return None if seen and seen["files_sha256"] == _stats_sha256(listing) else listing
-
-
-def _stats_sha256(listing: Listing) -> str:
-    """Return one hash of every file's path, size and time: a quick look needs no million rows in memory."""
-    state = hashlib.sha256()
-    for entry in listing.entries:
-        state.update(
-            f"{entry.path}\0{entry.size} {entry.mtime_ns} {entry.problem}\n".encode("utf-8", "surrogateescape")
-        )
-    return state.hexdigest()
-
-
-def _plain(folders: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
-    # JSON must be UTF-8; a folder whose name is not is left out, and a change in it goes unseen by `watch: folders`
-    return {path: list(facts) for path, facts in sorted(folders.items()) if shown(path) == path}
-
-
-def _write_files(folder: Path, content: str, listing: Listing, rows: Sequence[Row], known: Mapping[str, Row]) -> None:
-    """Write ``files.csv`` and ``folders.json`` where they would change."""
-    if len(rows) != len(known) or any(known.get(row.path) != row for row in rows) or not is_settled(folder):
-        write_rows(folder, rows)
-    seen = {"content_sha256": content, "files_sha256": _stats_sha256(listing), "folders": _plain(listing.folders)}
-    with suppress(UserError):
-        if read_json(folder / FOLDERS, "the folders' times") == seen:
-            return
-    write_json(folder / FOLDERS, seen)
+    return [str(load_manifest(path.parent)["content_sha256"]) for path in manifests]

@@ -45,6 +45,7 @@ class Task:
         compute: speed and intervals; changing these does not change the result.
         seed: of weights, order and augmentation.
         train: what is trained on.
+        content: digests of the images' content, as far as it is known.
         val: what is validated and predicted on.
         val_images: folder of its images.
         masks: whether masks are trained.
@@ -58,6 +59,7 @@ class Task:
     compute: ComputeSettings
     seed: int
     train: TrainingSet
+    content: list[str]
     val: Annotations
     val_images: Path
     masks: bool
@@ -72,7 +74,7 @@ class Task:
             "model": self.settings.model.plain(),
             "recipe": {k: v for k, v in self.recipe.plain().items() if k not in _NOT_TRAINING},
             "seed": self.seed,
-            "data": self.train.digest,
+            "data": [self.train.digest, *self.content],
             "backbone": self.backbone,
         }
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from flsl.config.detect import RecipeSettings, UavdtRecipeSettings
 from flsl.config.experiment import Experiment
-from flsl.data.manifest import checked
+from flsl.data.manifest import checked, content
 from flsl.detect.coco_eval import IouType, evaluate
 from flsl.detect.coco_files import Annotations, Record, parse_annotations, read_annotations
 from flsl.detect.dataset import check_files, training_set
@@ -65,10 +65,12 @@ def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, 
         "recipe": recipe.plain(),
         "backbone": {"model": choice.model, "random": choice.random},
     }
-    record = StageRecord(stage, name, params, [*inputs, *choice.inputs], distributed.describe(device))
+    manifests = checked(experiment, stage, getattr(experiment.data, stage).root)
+    record = StageRecord(stage, name, params, [*inputs, *manifests, *choice.inputs], distributed.describe(device))
     task = Task(
-        stage, settings, recipe, experiment.compute, experiment.seed, data, val, val_images, masks, out, choice.digest
-    )
+        stage, settings, recipe, experiment.compute, experiment.seed, data, content(manifests), val, val_images, masks,
+        out, choice.digest,
+    )  # fmt: skip
     results = train_with(task, choice.load(experiment))
     if results is None:
         return None
@@ -90,8 +92,7 @@ def _coco(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path,
     train, val = (read_annotations(path) for path in paths)
     if train.categories != val.categories:
         raise UserError(f"{paths[0]}: its categories differ from those of {paths[1]}; both need the same ids and names")
-    inputs = [*paths, *checked(experiment, "coco", root)]
-    return train, root / data.train_images, val, root / data.val_images, inputs
+    return train, root / data.train_images, val, root / data.val_images, paths
 
 
 def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path, list[Path]]:
@@ -106,7 +107,7 @@ def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path
     if distributed.is_main_process():
         for reason, count in skipped.items():
             warn(f"{truth}: {count} {reason} skipped")
-    inputs = [*truth_files(truth, [*train_names, *test_names]), *checked(experiment, "uavdt", data.root)]
+    inputs = truth_files(truth, [*train_names, *test_names])
     return parse_annotations(train, truth), frames, parse_annotations(test, truth), frames, inputs
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from flsl.config.cluster import ShapeSettings
 from flsl.config.experiment import Experiment
+from flsl.data.manifest import checked, content, load_manifest
 from flsl.pretrain.recipe import check_previous, recipe_of
 from flsl.runtime.errors import UserError, require_file, require_folder
-from flsl.runtime.outputs import read_json, sha256_file, sha256_json
+from flsl.runtime.outputs import sha256_file, sha256_json
 
 Detection = Literal["coco", "uavdt"]
 _ENCODER_FILES = ("backbone", "checkpoint")
@@ -96,7 +97,7 @@ def pretraining(experiment: Experiment, images: Path, out: Path, run: str, previ
     Raises:
         UserError: when the folder holds no manifest, or the earlier run's encoder is missing.
     """
-    data = read_json(images / "manifest.json", "the manifest that `flsl data check` writes")["content_sha256"]
+    data = load_manifest(images)["content_sha256"]
     check_previous(experiment.pretrain, previous)
     recipe = recipe_of(experiment.pretrain, experiment.seed, data, previous)
     inputs = {"images": str(images.absolute()), "previous": str(previous.absolute()) if previous is not None else None}
@@ -136,12 +137,14 @@ def detection(
         require_file(path, "the encoder")
     chosen = experiment.detection
     training = chosen.coco if stage == "coco" else chosen.uavdt
+    annotations = _annotations(experiment, stage)
+    manifests = checked(experiment, stage, getattr(experiment.data, stage).root)
     recipe = {
         "engine": chosen.engine,
         "model": chosen.model.plain(),
         "recipe": training.plain(),
         "seed": experiment.seed,
-        "data": [sha256_file(path) for path in _annotations(experiment, stage)],
+        "data": [sha256_file(path) for path in annotations] + content(manifests),
         "encoder": [model, random, *(sha256_file(path) for path in filter(None, files.values()))],
         # an untrained encoder is built from these
         "untrained": [experiment.pretrain.encoder.plain(), experiment.pretrain.views.teacher_size] if random else None,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flsl.config.experiment import Experiment
 from flsl.data.images import ImageSet
+from flsl.data.manifest import content
 from flsl.model.backbone import Backbone
 from flsl.model.choice import EncoderChoice
 from flsl.probe.encoder import feature_function, load_frozen, mean_tokens
@@ -80,7 +81,7 @@ def train(experiment: Experiment, choice: EncoderChoice, source: ImageSource, ou
     )
     last_n = max(settings.blocks)
     saved = out / "checkpoint.pth"
-    key = _identity(experiment, backbone, images, val)
+    key = _identity(experiment, backbone, images, val, content(source.inputs))
     first = _resume(saved, key, grid) // steps_per_epoch
     history = History(out / "history.jsonl", grid.done)
     # the encoder is frozen and the crops are central: validation features never change
@@ -173,7 +174,7 @@ def _report(
     return record.write(out / "metrics.json", metrics, best=chosen, chosen_on="validation", grid=table)
 
 
-def _identity(experiment: Experiment, backbone: Backbone, images: ImageSet, val: ImageSet) -> str:
+def _identity(experiment: Experiment, backbone: Backbone, images: ImageSet, val: ImageSet, known: list[str]) -> str:
     """Return a digest of all that the probes' weights depend on: another one, and a checkpoint is not continued."""
     weights = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
@@ -181,7 +182,7 @@ def _identity(experiment: Experiment, backbone: Backbone, images: ImageSet, val:
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     features = experiment.features.model_dump(include={"crop", "precision"})
     sets = [[names(part), np.asarray(part.labels).tolist(), list(part.class_names)] for part in (images, val)]
-    return sha256_json([experiment.seed, experiment.linear.plain(), features, weights.hexdigest(), sets])
+    return sha256_json([experiment.seed, experiment.linear.plain(), features, weights.hexdigest(), sets, known])
 
 
 def _resume(path: Path, identity: str, grid: LinearGrid) -> int:

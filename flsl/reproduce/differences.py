@@ -8,7 +8,8 @@ from typing import Any
 
 from flsl.config.checking import check
 from flsl.config.data import DataSettings
-from flsl.data.manifest import load_manifest, revision
+from flsl.data.manifest import load_manifest
+from flsl.data.revision import revision
 from flsl.reproduce.script import maker, pretrained
 from flsl.runtime.environment import LOCK, installed, machine, read_lock
 from flsl.runtime.errors import UserError

@@ -13,7 +13,8 @@ from PIL import Image
 from flsl.config.data import DavisDataSettings, ImageFolderSettings
 from flsl.data import files
 from flsl.data.check import check_data
-from flsl.data.manifest import load_manifest, revision
+from flsl.data.manifest import load_manifest
+from flsl.data.revision import revision
 
 
 def _image(path: Path, seed: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from engines import ENGINES
+from PIL import Image
 from pycocotools.coco import COCO
 from tiny_coco import tiny_experiment, write_uavdt
 
@@ -150,6 +151,23 @@ def test_changed_settings_start_anew_and_keep_the_old_files(tiny: Path, tmp_path
     assert len(kept) == 1
     assert (kept[0] / "model.pth").exists()
     assert len(read_history(out / "history.jsonl")) == len(read_history(kept[0] / "history.jsonl"))
+
+
+def test_changed_images_start_anew_where_they_were_checked(tiny: Path, tmp_path: Path) -> None:
+    experiment, out = tiny_experiment(tiny, f"results={tmp_path / 'results'}"), tmp_path / "out"
+    assert experiment.data.coco is not None
+    weights = []
+    for change in ("none", "times", "pixels"):
+        image = tiny / "images/000.png"
+        if change == "pixels":
+            Image.new("RGB", (56, 64), "green").save(image)
+        image.touch()
+        check_data(experiment.data.coco, tmp_path / "results/tiny/data/coco")
+        run("coco", experiment, RANDOM, out, "base")
+        weights.append(load_model(out / "model.pth")[0].weights["roi_heads.box_head.fc6.weight"])
+        assert len(list(out.glob("superseded-*"))) == (change == "pixels")
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_detectron2_missing_is_one_line_that_says_how_to_install_it(

@@ -14,6 +14,8 @@ from flsl.launch.request import processes, tasks_per_node
 from flsl.launch.work import Work, detection, for_detection, pretraining
 from flsl.runtime.errors import UserError
 
+MANIFEST = {"kind": "images", "root": "r", "splits": {}, "revision": "first", "files": 1, "content_sha256": "1"}
+
 
 def experiment(**changes: Any) -> Experiment:
     return check(Experiment, {"project": "p", **changes}, "here")
@@ -24,7 +26,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an encoder, a checked image set, and the annotations of COCO and UAVDT."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "manifest.json").write_text(json.dumps({"content_sha256": "1"}))
+    (tmp_path / "images" / "manifest.json").write_text(json.dumps(MANIFEST))
     (tmp_path / "backbone").write_text("weights")
     for name in ("coco/annotations/instances_train2017.json", "coco/annotations/instances_val2017.json",
                  "uavdt/UAV-benchmark-MOTD_v1.0/GT/M0203_gt_whole.txt"):  # fmt: skip
@@ -47,6 +49,24 @@ def test_a_detector_depends_on_its_recipe_its_data_and_its_encoder(data: Path) -
         (data / name).write_text("other")
         changed.append(coco().recipe)
     assert len({first, *changed}) == 5
+
+
+def test_a_detector_depends_on_its_images_where_they_were_checked(data: Path) -> None:
+    manifest = data / "results/p/data/coco/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    recipes = {coco().recipe}
+    for content in ("one", "two"):
+        about = {
+            "kind": "coco",
+            "root": "coco",
+            "splits": {},
+            "revision": "first",
+            "files": 1,
+            "content_sha256": content,
+        }
+        manifest.write_text(json.dumps(about))
+        recipes.add(coco().recipe)
+    assert len(recipes) == 3
 
 
 def test_ignore_boxes_and_a_checkpoint_for_a_model_count_and_reach_the_job(data: Path) -> None:

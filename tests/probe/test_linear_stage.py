@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 import safetensors
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
+from flsl.config.data import ImageFolderSettings
+from flsl.data.check import check_data
 from flsl.data.images import ImageSet
 from flsl.model.backbone import load_backbone
 from flsl.model.choice import EncoderChoice
@@ -184,6 +187,34 @@ def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_not_continued(
         (tmp_path / "two" / "checkpoint.pth").write_bytes(found)
         again = run(make_settings(seed=1), image_folder, backbone_file, tmp_path / "two")
         assert again["grid"] == fresh["grid"]
+
+
+def test_a_checkpoint_of_other_pixels_is_not_continued(
+    image_folder: Path, backbone_file: Path, make_settings: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, save = [], checkpoint.save
+
+    def keep(path: Path, state: dict[str, Any]) -> None:
+        save(path, state)
+        kept.append(path.read_bytes())
+
+    images, manifest = tmp_path / "images", tmp_path / "manifest"
+    shutil.copytree(image_folder, images)
+    check_data(ImageFolderSettings(root=str(images)), manifest)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", keep)
+        run(make_settings(), manifest, backbone_file, tmp_path / "one")
+    changed = min(path for path in (images / "train").rglob("*") if path.is_file())
+    with Image.open(changed) as image:
+        ImageOps.invert(image.convert("RGB")).save(changed)
+    check_data(ImageFolderSettings(root=str(images)), manifest)
+    fresh = run(make_settings(), manifest, backbone_file, tmp_path / "two")
+    (tmp_path / "two" / "checkpoint.pth").write_bytes(kept[-1])
+    again = run(make_settings(), manifest, backbone_file, tmp_path / "two")
+    assert again["grid"] == fresh["grid"]
+    assert len((tmp_path / "two/history.jsonl").read_text().splitlines()) == len(kept)
+    files = [tmp_path / name / "linear.safetensors" for name in ("one", "two")]
+    assert files[0].read_bytes() != files[1].read_bytes()
 
 
 def test_probes_that_diverge_are_marked_and_all_of_them_an_error(

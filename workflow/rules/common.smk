@@ -15,7 +15,7 @@ from flsl.config.chain import check_chains
 from flsl.config.experiment import Experiment
 from flsl.config.loading import check, compose, require_data
 from flsl.config.sweep import plan, record, resolve
-from flsl.data.manifest import revision
+from flsl.data.revision import revision
 from flsl.data.scenes.davis import splits as made_splits
 from flsl.launch.request import processes
 from flsl.launch.work import for_detection
