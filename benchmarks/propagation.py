@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from common import device_name, in_own_process, options, peak_gib, report
+from common import device_name, in_own_process, options, peak_gib, report, timed
 from torch import Tensor
 
 from flsl.config.video import DavisSettings
@@ -101,11 +101,9 @@ def measure_encoder(patch_size: int, device: torch.device) -> dict[str, float]:
     backbone = load_backbone(None, f"vit_small_patch{patch_size}_224", pretrained=False).to(device)
     images = torch.rand(1, 3, HEIGHT // patch_size * patch_size, WIDTH // patch_size * patch_size, device=device)
     with torch.inference_mode():
-        start = time.perf_counter()
-        backbone.tokens(images)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    return {"seconds_a_frame": time.perf_counter() - start, "peak_gib": peak_gib(device)}
+        timed(lambda: backbone.tokens(images), device)  # warms up
+        seconds = statistics.median(timed(lambda: backbone.tokens(images), device) for _ in range(3))
+    return {"seconds_a_frame": seconds, "peak_gib": peak_gib(device)}
 
 
 def alone(form: str, patch_size: int, args: argparse.Namespace) -> dict[str, float]:

@@ -122,6 +122,8 @@ class Steps:
             step.teacher.load_state_dict(start)
         first = self.ours["ours"]
         self.batch = made_batch(first, settings, 0, count)
+        if device.type == "cuda":
+            self.batch = self.batch.pin_memory()  # as from the loader
         self.values = values_at(STEPS // 2, settings.model_copy(update={"epochs": 1}), STEPS)
         on_device = self.batch.to(device)
         teacher_view, groups = first.views(on_device)

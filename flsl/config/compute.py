@@ -24,7 +24,8 @@ class ComputeSettings(Settings):
     threads: int = Field(0, ge=0, description="CPU threads of PyTorch a rank; 0 leaves PyTorch's choice.")
     compile: bool = Field(False, description="Compile the hot parts of pretraining with `torch.compile`.")
     compile_mode: Literal["default", "reduce-overhead"] = Field(
-        "default", description="How: `reduce-overhead` replays the encoder's blocks as CUDA graphs."
+        "default",
+        description="How: `reduce-overhead` replays the encoder as CUDA graphs, for small batches on a GPU.",
     )
     activation_checkpointing: bool = Field(
         False, description="Compute the student's activations again in the backward pass: less memory, more time."

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flsl.config.pretrain import PretrainSettings
-from flsl.data.crops import CROP_DRAWS, apply_matrices, random_resized_boxes, resize_matrices
+from flsl.data.crops import CROP_DRAWS, apply_matrices, random_resized_boxes
 from flsl.data.photometric import (
     PHOTOMETRIC_DRAWS,
     PLAIN,
@@ -175,27 +175,27 @@ class FLSLViews:
 
         Args:
             batch: of :meth:`batch`.
-            operations: how changes of colour are computed, plainly or compiled.
+            operations: how each number is computed, plainly or compiled.
 
         Returns:
             The teacher's views (batch, 3, T, T), and a tensor of student views (views × batch, 3, S, S) for each size;
             all normalised, float32.
         """
-        teacher, students = self.crops(batch)
+        teacher, students = self.crops(batch, operations)
         return self._finish(teacher, batch.teacher, operations), [
             self._finish(crops, group.colours, operations)
             for crops, group in zip(students, batch.students, strict=True)
         ]
 
     @torch.no_grad()
-    def crops(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def crops(self, batch: Batch, operations: Operations = PLAIN) -> tuple[Tensor, list[Tensor]]:
         """Make the views without their changes of colour, in shapes as those of a call, in [0, 1]."""
         images = batch.crops.float() / 255
         students = []
         for (count, size, _, _), group in zip(self._groups, batch.students, strict=True):
             top, left, height, width = group.boxes.unbind(1)
-            rows = resize_matrices(top, height, images.shape[2], size)
-            columns = resize_matrices(left, width, images.shape[3], size)
+            rows = operations.resize_matrices(top, height, images.shape[2], size)
+            columns = operations.resize_matrices(left, width, images.shape[3], size)
             students.append(apply_matrices(images.repeat(count, 1, 1, 1), rows, columns).clamp_(0, 1))
         return images, students
 
@@ -204,8 +204,7 @@ class FLSLViews:
         if changed.device not in self._mean_and_std:
             self._mean_and_std[changed.device] = torch.tensor([_MEAN, _STD], device=changed.device)[..., None, None]
         mean, std = self._mean_and_std[changed.device]
-        normalised: Tensor = (changed - mean) / std
-        return normalised
+        return operations.normalise(changed, mean, std)
 
 
 def query_draws(grid: int, window: int) -> int:

@@ -16,7 +16,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from flsl.model.vit import sincos_positions
+from flsl.model.vit import multiply_patches, sincos_positions
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import atomic
 
@@ -48,6 +48,7 @@ class Backbone(nn.Module):
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        multiply_patches(vit)
         self.vit = vit.eval()
         self.name, self.arguments = name, dict(arguments)
         self.patch_size: int = vit.patch_embed.patch_size[0]

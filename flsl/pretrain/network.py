@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -36,12 +37,26 @@ class FLSLNetwork(nn.Module):
     Args:
         settings: of the pretraining.
         drop_path: stochastic depth (the student's setting; 0 in the teacher).
+
+    Attributes:
+        encoder: the ViT.
+        head: what follows it.
+        encode: gives the encoder's tokens in training, however they are computed.
     """
 
     def __init__(self, settings: PretrainSettings, drop_path: float) -> None:
         super().__init__()
         self.encoder = build_encoder(settings.encoder, settings.views.teacher_size, drop_path)
         self.head = ProjectionHead.from_settings(self.encoder.embed_dim, settings.prototypes, settings.head)
+        self.encode: Callable[[Tensor], Tensor] = self.encoder.forward_features
+
+    def replay_encoder(self) -> None:
+        """Compile the encoder as a whole and replay it in training as CUDA graphs, one for each size of views.
+
+        So a small batch does not wait for the launches of thousands of kernels; but the gradients are there all at
+        once, so that ranks cannot send some of them while others are computed.
+        """
+        self.encode = torch.compile(self.encoder.forward_features, dynamic=False, mode="reduce-overhead")
 
     def forward(self, views: list[Tensor], parameters: list[StudentParameters], tau_sa: float) -> StudentOutput:
         """Run the student: encode the views, sample queries, shift them to their modes, project.
@@ -54,7 +69,7 @@ class FLSLNetwork(nn.Module):
         queries, modes = [], []
         for images, group in zip(views, parameters, strict=True):
             set_drop_path(self.encoder, group.drop_path)
-            tokens = self.encoder.forward_features(images)
+            tokens = self.encode(images)
             sampled = tokens.gather(1, group.queries[..., None].expand(-1, -1, tokens.shape[-1]))
             queries.append(sampled)
             modes.append(mean_shift(sampled, tokens, tau_sa))

@@ -89,10 +89,15 @@ class TrainingStep:
         """Change how the networks are computed, but not what."""
         if self._device.type == "cpu" and self._settings.precision == "bf16":
             use_plain_attention(self.student.encoder)
-        if compute.compile:
-            compile_blocks(self.student.encoder, compute.compile_mode)
-            compile_blocks(self.teacher.encoder, compute.compile_mode)
-        self._graphs = compute.compile and compute.compile_mode == "reduce-overhead"
+        # what is recomputed must be compiled block by block
+        replayed = compute.compile_mode == "reduce-overhead" and not compute.activation_checkpointing
+        self._graphs = compute.compile and replayed
+        for network in (self.student, self.teacher):
+            if self._graphs:
+                network.replay_encoder()
+            elif compute.compile:
+                compile_blocks(network.encoder)
+        self._begin_step()
         if compute.activation_checkpointing:
             recompute_activations(self.student.encoder)
 
@@ -115,7 +120,7 @@ class TrainingStep:
         with self._model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
             with self._autocast:
                 with torch.no_grad():
-                    keys = self.teacher.encoder.forward_features(teacher_view)
+                    keys = self.teacher.encode(teacher_view)
                     priors = None if self._prior is None else self._prior(self.views.crops(batch), batch.students)
                 output = self._model(student_views, batch.students, tau_sa)
                 teacher_logits = self.teacher.targets(output.queries, keys, tau_ca, priors, values.attention_share)
@@ -148,6 +153,9 @@ class TrainingStep:
         self.optimiser.step()
         self.optimiser.zero_grad()
         self._average.update(values.momentum)
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        """Let CUDA graphs overwrite from here on what they gave before."""
         if self._graphs:
-            # what CUDA graphs gave in this step may be overwritten from here on
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]

@@ -100,11 +100,39 @@ def test_nothing_in_a_step_waits_for_the_gpu(compiled: bool) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_compiled_step_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_steps_compiled_for_a_gpu_equal_the_plain_ones(mode: str) -> None:
+    settings = SETTINGS.model_copy(update={"accumulate": 2})
+    compute = ComputeSettings.model_validate({"compile": True, "compile_mode": mode})
+    steps = [TrainingStep(settings, how, torch.device("cuda")) for how in (ComputeSettings(), compute)]
+    with_equal_weights(*steps)
+    for number in range(5):  # graphs warm up, are recorded, and replay
+        batches = [batch_of(steps[0], 2 * number + micro)[0] for micro in range(2)]
+        values = values_at(number, settings, STEPS_PER_EPOCH)
+        for batch in batches:
+            losses = [float(step.accumulate(batch, values, number)) for step in steps]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        for step in steps:
+            step.update(values)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        {},
+        {"compile_mode": "reduce-overhead"},
+        {"activation_checkpointing": True},
+        {"compile_mode": "reduce-overhead", "activation_checkpointing": True},
+    ],
+    ids=" ".join,
+)
+def test_compiled_step_equals_the_plain_one(compute: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = torch.compile
     # the default backend takes minutes to make machine code; this one shows that everything can be compiled
     monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="aot_eager"))
-    steps = [TrainingStep(SETTINGS, ComputeSettings(compile=compiled), CPU) for compiled in (False, True)]
+    chosen = ComputeSettings.model_validate({"compile": True, **compute})
+    steps = [TrainingStep(SETTINGS, how, CPU) for how in (ComputeSettings(), chosen)]
     with_equal_weights(*steps)
     for number in range(2):
         batch, values = batch_of(steps[0], number)
