@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from common import device_name, in_own_process, options, peak_gib, report, timed
@@ -32,14 +33,14 @@ SETTINGS = DavisSettings()
 
 
 def nested_loop_mask(rows: int, columns: int, radius: int) -> Tensor:
-    mask = torch.zeros(rows, columns, rows, columns)
+    mask = np.zeros((rows, columns, rows, columns), np.float32)  # a tensor's elements would be set far more slowly
     for i in range(rows):
         for j in range(columns):
             for u in range(i - radius, i + radius + 1):
                 for v in range(j - radius, j + radius + 1):
                     if 0 <= u < rows and 0 <= v < columns:
                         mask[i, j, u, v] = 1
-    return mask.view(rows * columns, rows * columns)
+    return torch.from_numpy(mask).view(rows * columns, rows * columns)
 
 
 def dense(queries: Tensor, keys: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
