@@ -85,7 +85,7 @@ def _settings(args: argparse.Namespace, base: TrackingSettings | None = None) ->
 def _sync(args: argparse.Namespace) -> None:
     from flsl.config import load_experiment
     from flsl.runtime.errors import UserError
-    from flsl.runtime.progress import warn
+    from flsl.runtime.progress import counted, warn
     from flsl.track.store import TrackingError, default_uri, shown
     from flsl.track.sync import recorded_settings, sync
     from flsl.track.table import address
@@ -107,8 +107,9 @@ def _sync(args: argparse.Namespace) -> None:
         warn(f"MLflow does not show the newest results: {error}")
         return
     print(
-        f"{folder}: {done.runs} runs with {done.stages} stages sent ({done.points} points of curves), "
-        f"{done.unchanged} unchanged, {done.replaced} replaced, {done.removed} removed"
+        f"{folder}: {counted(done.runs, 'run')} with {counted(done.stages, 'stage')} sent "
+        f"({counted(done.points, 'point')} of curves), {done.unchanged} unchanged, {done.replaced} replaced, "
+        f"{done.removed} removed"
     )
     uri = settings.uri or default_uri(folder)
     server = shown(uri) if uri.startswith("http") else "http://localhost:5000"

@@ -13,6 +13,7 @@ import numpy as np
 from flsl.detect.rle import check_codes, compress
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json
+from flsl.runtime.progress import counted
 
 Record = dict[str, Any]
 
@@ -131,7 +132,7 @@ def read_results(path: Path | str, truth: Annotations) -> tuple[list[Record], di
     if unknown:
         first = ", ".join(list(unknown)[:3])
         raise UserError(
-            f"{path}: {unknown.total()} detections are of images that {truth.path} does not list "
+            f"{path}: {counted(unknown.total(), 'detection')} of images that {truth.path} does not list "
             f"(image_id {first}{', …' if len(unknown) > 3 else ''}); both files must be of the same split"
         )
     return kept, dict(skipped)

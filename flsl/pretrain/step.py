@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,11 @@ from flsl.pretrain.schedules import StepValues
 from flsl.runtime.distributed import world_size
 
 LOSSES = ("loss", "intra_view", "inter_view", "volume")
+
+# torch 2.14 renamed the argument
+_RENAMED = "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+# the head's batch norm keeps its own statistics equal on all ranks
+_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 class TrainingStep:
@@ -81,8 +88,7 @@ class TrainingStep:
         self._choose_how(compute)
         self._model: nn.Module = self.student
         if world_size() > 1:
-            # the head's batch norm keeps its own statistics equal on all ranks
-            self._model = DistributedDataParallel(self.student, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._model = DistributedDataParallel(self.student, gradient_as_bucket_view=True, **_OWN_BUFFERS)
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
 
     def _choose_how(self, compute: ComputeSettings) -> None:

@@ -212,7 +212,7 @@ def _change(files: tuple[Any, Any], change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("unknown image", "1 detections are of images that"),
+        ("unknown image", "1 detection of images that"),
         ("score", "detection 0: its score is nan"),
         ("negative", "detection 0: its bbox [1, 2, -3, 4] has a negative width"),
         ("no bbox", "annotation 1: its bbox is None"),

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from flsl.config.pretrain import EncoderSettings
-from flsl.model.vit import build_encoder, set_drop_path, sincos_positions
+from flsl.model.vit import PatchProjection, build_encoder, multiply_patches, set_drop_path, sincos_positions
 from flsl.runtime.errors import UserError
 
 SMALL = EncoderSettings(name="vit_tiny_patch16_224", patch_size=8, width=32, depth=3, heads=2)
@@ -61,6 +62,38 @@ def test_positions_of_another_grid_are_resampled_bicubically() -> None:
     grid = sincos_positions((6, 6), 32).reshape(1, 6, 6, 32).permute(0, 3, 1, 2)
     wanted = torch.nn.functional.interpolate(grid, (3, 3), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
     torch.testing.assert_close(seen["tokens"] - patches, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_product_over_patches_is_the_convolution(bias: bool) -> None:
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(3, 5, (4, 2), stride=(4, 2), bias=bias)
+    projection = PatchProjection(3, 5, (4, 2), stride=(4, 2), bias=bias)
+    projection.load_state_dict(convolution.state_dict())
+    images = torch.rand(2, 3, 12, 10)
+    torch.testing.assert_close(projection.product(images), convolution(images))
+    torch.testing.assert_close(projection(images), convolution(images), rtol=0, atol=0)
+
+
+def test_the_patch_embedding_keeps_its_weights_and_draws_no_numbers() -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    weight, after = plain.patch_embed.proj.weight, torch.rand(1)
+    torch.manual_seed(0)
+    multiplied = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    multiply_patches(multiplied)
+    assert isinstance(multiplied.patch_embed.proj, PatchProjection)
+    assert torch.equal(multiplied.patch_embed.proj.weight, weight)
+    assert torch.equal(torch.rand(1), after)
+    assert list(multiplied.state_dict()) == list(plain.state_dict())
+    assert all(parameter.requires_grad for parameter in multiplied.patch_embed.parameters())
+
+
+def test_an_overlapping_patch_embedding_stays_a_convolution() -> None:
+    encoder = build_encoder(SMALL, 48)
+    encoder.patch_embed.proj = torch.nn.Conv2d(3, 32, 8, stride=4, padding=2)
+    multiply_patches(encoder)
+    assert type(encoder.patch_embed.proj) is torch.nn.Conv2d
 
 
 def test_drop_path_drops_a_sample_by_its_own_numbers() -> None:
