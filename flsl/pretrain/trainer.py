@@ -24,6 +24,7 @@ from flsl.pretrain.recipe import recipe_of
 from flsl.pretrain.schedules import values_at
 from flsl.pretrain.step import LOSSES, TrainingStep
 from flsl.runtime import checkpoint, distributed
+from flsl.runtime.compiler import require_compiler
 from flsl.runtime.environment import write_lock
 from flsl.runtime.history import History, read_history
 from flsl.runtime.interrupt import Stopped, StopRequest
@@ -79,6 +80,8 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     settings, compute = job.settings, job.compute
     process = distributed.start(compute.device)
     device = process.device
+    if compute.compile:
+        require_compiler(device.type)
     if compute.threads:
         torch.set_num_threads(compute.threads)
     if device.type == "cuda":

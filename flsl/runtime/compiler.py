@@ -1,0 +1,40 @@
+"""Whether ``torch.compile`` can make machine code here: it calls a compiler, which compute nodes may lack."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sysconfig
+from pathlib import Path
+
+from flsl.runtime.errors import UserError
+
+# of each kind of device, the variable that names a compiler and those that are looked for without it
+_COMPILERS = {"cuda": ("CC", ("gcc", "clang")), "cpu": ("CXX", ("g++",))}
+
+
+def missing_for_compiling(device: str) -> str | None:
+    """Return what ``torch.compile`` lacks on this machine, or None.
+
+    Args:
+        device: what it compiles for, ``cuda`` or ``cpu``.
+    """
+    variable, names = _COMPILERS[device]
+    given = shlex.split(os.environ.get(variable, ""))[:1]
+    if not any(shutil.which(name) for name in given or names):
+        named = f"{given[0]}, which {variable} names," if given else " or ".join(names)
+        return f"a compiler ({named} is not on the PATH)"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.is_file() else f"Python's headers ({header} is missing; python3-dev brings it)"
+
+
+def require_compiler(device: str) -> None:
+    """Refuse ``compute.compile`` where nothing can be compiled.
+
+    Raises:
+        UserError: saying what is missing.
+    """
+    missing = missing_for_compiling(device)
+    if missing is not None:
+        raise UserError(f"compute.compile: torch.compile needs {missing}; install it, or set compute.compile=false")
