@@ -20,7 +20,7 @@ $(PROJECT)/report.html: $(PROJECT)/summary.md
 	snakemake --configfile $(CONFIG) --report $@
 
 test: .venv/installed ## the tests but those that need a SLURM cluster
-	pytest
+	pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slurm: .venv/installed ## on a real SLURM: installs and starts one (Debian or Ubuntu, root); FLSL_SLURM=1 uses yours
 	tests/slurm/with-slurm.sh pytest tests/slurm

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from flsl.model.head import ProjectionHead
 from flsl.model.mean_shift import mean_shift
@@ -56,15 +56,17 @@ def call(objective: FLSLObjective, arrays: Arrays, temperature: float, dtype: to
     return objective(*tensors, teacher_temperature=temperature)
 
 
+@example(1, 8, 2, 0.125, 10)  # a cross-entropy of 6e-5
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(2, 20), st.integers(2, 30), st.floats(0.02, 0.2), st.integers(0, 99))
 def test_equals_the_formulas(tokens: int, width: int, prototypes: int, temperature: float, seed: int) -> None:
     arrays = random_arrays(tokens, width, prototypes, seed)
     loss, parts = call(FLSLObjective(prototypes), arrays, temperature)
     wanted = by_formula(arrays, temperature, (0.03, 1.0, 5.0))
-    assert float(loss) == pytest.approx(wanted["loss"], rel=1e-5)
+    # float32 logarithms of up to 20, and cosines near 1: a small loss is a difference of larger numbers
+    assert float(loss) == pytest.approx(wanted["loss"], rel=1e-5, abs=2e-6)
     for name in ("intra_view", "inter_view"):
-        assert float(parts[name]) == pytest.approx(wanted[name], rel=1e-5)
+        assert float(parts[name]) == pytest.approx(wanted[name], rel=1e-5, abs=2e-6)
     # a difference of numbers near log K, so that its own relative error is larger
     assert float(parts["volume"]) == pytest.approx(wanted["volume"], rel=1e-4, abs=2e-6)
 
