@@ -213,7 +213,7 @@ def main() -> None:
     precision = args.precision or ("bf16" if device.type == "cuda" else "float32")
     settings = RECIPES[args.recipe].model_copy(update={"precision": precision})
     torch.set_float32_matmul_precision("high")
-    # a block is compiled five times, for teacher and student and for sizes of views; in each mode
+    # a block is compiled five times, for teacher and student and for sizes of views
     torch._dynamo.config.cache_size_limit = 64
     rate = matmul_rate(device, 8192 if device.type == "cuda" else 2048)
     batches = {}

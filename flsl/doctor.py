@@ -18,7 +18,7 @@ from flsl.config.experiment import Experiment
 from flsl.launch import request
 from flsl.launch.queue import run
 from flsl.launch.work import for_detection, in_words_of_detection
-from flsl.runtime.compiler import missing_for_compiling
+from flsl.runtime.compiler import hindrance
 from flsl.runtime.errors import UserError
 
 _COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
@@ -98,7 +98,7 @@ def torch_facts() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(0) if works else None,
         "nccl": ".".join(map(str, nccl)) if nccl else None,
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-        "missing_for_compiling": missing_for_compiling("cuda" if works else "cpu"),
+        "compiling": {device: hindrance(device) for device in ("cuda", "cpu")},
     }
 
 
@@ -110,9 +110,9 @@ def _devices(facts: dict[str, Any]) -> str:
 
 
 def _judge_devices(experiment: Experiment, facts: dict[str, Any], check: str) -> Iterator[Finding]:
-    if experiment.compute.compile and facts["missing_for_compiling"]:
-        what = f"compute.compile needs {facts['missing_for_compiling']}; install it, or set compute.compile=false"
-        yield Finding("FAIL", check, what)
+    device = "cuda" if facts["gpus"] and experiment.compute.device != "cpu" else "cpu"
+    if experiment.compute.compile and (why := facts["compiling"][device]):
+        yield Finding("FAIL", check, f"compute.compile: {why}")
     asked = request.gpus_per_node(experiment)
     if experiment.compute.device == "cpu":
         return

@@ -25,7 +25,8 @@ class ComputeSettings(Settings):
     compile: bool = Field(False, description="Compile the hot parts of pretraining with `torch.compile`.")
     compile_mode: Literal["default", "reduce-overhead"] = Field(
         "default",
-        description="How: `reduce-overhead` replays the encoder as CUDA graphs, for small batches on a GPU.",
+        description="How: `reduce-overhead` replays the encoder as CUDA graphs, for small batches on a GPU; not "
+        "together with `activation_checkpointing`, which goes before.",
     )
     activation_checkpointing: bool = Field(
         False, description="Compute the student's activations again in the backward pass: less memory, more time."

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flsl.config.pretrain import ViewSettings
-from flsl.data.crops import apply_matrices, blur_matrices, resize_matrices
+from flsl.data.crops import apply_matrices, blur_matrices
 
 PHOTOMETRIC_DRAWS = 14
 """Uniform numbers that one view's colour changes take."""
@@ -132,7 +132,7 @@ def apply_photometric(
     Returns:
         (batch, 3, H, W), values in [0, 1], not normalised.
     """
-    blend, turn = (PLAIN if operations is None else operations)[:2]
+    blend, turn = PLAIN if operations is None else operations
     images = images.clone()
     for place in range(4):
         images = blend(images, parameters.factors[place], parameters.to_mean[place], parameters.to_gray[place])
@@ -183,38 +183,26 @@ def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-def _normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return (images - mean) / std
-
-
 class Operations(NamedTuple):
-    """How what is done to each number by itself is computed.
+    """How the changes of each pixel by itself are computed.
 
     Attributes:
         blend: brightness, contrast and saturation.
         turn_hue: the hue.
-        normalise: the last step of a view.
-        resize_matrices: the first, :func:`flsl.data.crops.resize_matrices`.
     """
 
     blend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     turn_hue: Callable[[Tensor, Tensor], Tensor]
-    normalise: Callable[[Tensor, Tensor, Tensor], Tensor]
-    resize_matrices: Callable[[Tensor, Tensor, int, int], Tensor]
 
     @classmethod
     def compiled(cls, backend: str = "inductor") -> Operations:
-        """Return operations that ``torch.compile`` fuses into one or two passes over the numbers each."""
+        """Return operations that ``torch.compile`` fuses into one or two passes over the images each."""
         # other samples turn their hue in every batch, and not equally many
         turn: Callable[[Tensor, Tensor], Tensor] = torch.compile(turn_hue, backend=backend, dynamic=True)
-        blend, normalise, matrices = (
-            torch.compile(function, backend=backend, dynamic=False)
-            for function in (_blend, _normalise, resize_matrices)
-        )
-        return cls(blend, turn, normalise, matrices)
+        return cls(torch.compile(_blend, backend=backend), turn)
 
 
-PLAIN = Operations(_blend, turn_hue, _normalise, resize_matrices)
+PLAIN = Operations(_blend, turn_hue)
 
 
 def _blur(images: Tensor, sigmas: Tensor, largest_sigma: float) -> Tensor:

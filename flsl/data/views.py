@@ -7,7 +7,9 @@ training device: the student's views are crops of that crop. What happens to sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flsl.config.pretrain import PretrainSettings
-from flsl.data.crops import CROP_DRAWS, apply_matrices, random_resized_boxes
+from flsl.data.crops import CROP_DRAWS, apply_matrices, random_resized_boxes, resize_matrices
 from flsl.data.photometric import (
     PHOTOMETRIC_DRAWS,
     PLAIN,
@@ -90,6 +92,33 @@ class Batch:
         return Batch(
             self.crops.pin_memory(), self.teacher.pin_memory(), [group.pin_memory() for group in self.students]
         )
+
+
+def _normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return (images - mean) / std
+
+
+class ViewOperations(NamedTuple):
+    """How what is done to each number by itself is computed.
+
+    Attributes:
+        resize_matrices: :func:`flsl.data.crops.resize_matrices`.
+        colours: the changes of colour.
+        normalise: the last step of a view.
+    """
+
+    resize_matrices: Callable[[Tensor, Tensor, int, int], Tensor]
+    colours: Operations
+    normalise: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+    @classmethod
+    def compiled(cls) -> ViewOperations:
+        """Return operations that ``torch.compile`` fuses into one or two passes over the numbers each."""
+        matrices, normalise = (torch.compile(function, dynamic=False) for function in (resize_matrices, _normalise))
+        return cls(matrices, Operations.compiled(), normalise)
+
+
+PLAIN_VIEWS = ViewOperations(resize_matrices, PLAIN, _normalise)
 
 
 class FLSLViews:
@@ -170,7 +199,7 @@ class FLSLViews:
         return Batch(crops, teacher, students)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, operations: Operations = PLAIN) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, batch: Batch, operations: ViewOperations = PLAIN_VIEWS) -> tuple[Tensor, list[Tensor]]:
         """Make the views on the batch's device.
 
         Args:
@@ -188,7 +217,7 @@ class FLSLViews:
         ]
 
     @torch.no_grad()
-    def crops(self, batch: Batch, operations: Operations = PLAIN) -> tuple[Tensor, list[Tensor]]:
+    def crops(self, batch: Batch, operations: ViewOperations = PLAIN_VIEWS) -> tuple[Tensor, list[Tensor]]:
         """Make the views without their changes of colour, in shapes as those of a call, in [0, 1]."""
         images = batch.crops.float() / 255
         students = []
@@ -199,8 +228,9 @@ class FLSLViews:
             students.append(apply_matrices(images.repeat(count, 1, 1, 1), rows, columns).clamp_(0, 1))
         return images, students
 
-    def _finish(self, images: Tensor, colours: PhotometricParameters, operations: Operations) -> Tensor:
-        changed = apply_photometric(images, colours, self._blur_scale * self._settings.blur_radius[1], operations)
+    def _finish(self, images: Tensor, colours: PhotometricParameters, operations: ViewOperations) -> Tensor:
+        sigma = self._blur_scale * self._settings.blur_radius[1]
+        changed = apply_photometric(images, colours, sigma, operations.colours)
         if changed.device not in self._mean_and_std:
             self._mean_and_std[changed.device] = torch.tensor([_MEAN, _STD], device=changed.device)[..., None, None]
         mean, std = self._mean_and_std[changed.device]

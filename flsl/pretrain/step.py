@@ -13,8 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
-from flsl.data import photometric
-from flsl.data.views import Batch, FLSLViews
+from flsl.data.views import PLAIN_VIEWS, Batch, FLSLViews, ViewOperations
 from flsl.model.mean_shift import absolute_temperature
 from flsl.model.vit import compile_blocks, recompute_activations, use_plain_attention
 from flsl.pretrain import assignments
@@ -65,7 +64,7 @@ class TrainingStep:
         self.optimiser = build_optimiser(self.student)
         self._trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.views = FLSLViews(settings, depth=len(self.student.encoder.blocks))
-        self._operations = photometric.Operations.compiled() if compute.compile else photometric.PLAIN
+        self._operations = ViewOperations.compiled() if compute.compile else PLAIN_VIEWS
         blocks = assignments.Blocks.compiled() if compute.compile else assignments.PLAIN
         self._objective = FLSLObjective(
             settings.prototypes,
@@ -127,7 +126,9 @@ class TrainingStep:
             with self._autocast:
                 with torch.no_grad():
                     keys = self.teacher.encode(teacher_view)
-                    priors = None if self._prior is None else self._prior(self.views.crops(batch), batch.students)
+                    priors = None
+                    if self._prior is not None:
+                        priors = self._prior(self.views.crops(batch, self._operations), batch.students)
                 output = self._model(student_views, batch.students, tau_sa)
                 teacher_logits = self.teacher.targets(output.queries, keys, tau_ca, priors, values.attention_share)
             loss, losses = self._objective(

@@ -14,19 +14,23 @@ from flsl.runtime.errors import UserError
 _COMPILERS = {"cuda": ("CC", ("gcc", "clang")), "cpu": ("CXX", ("g++",))}
 
 
-def missing_for_compiling(device: str) -> str | None:
-    """Return what ``torch.compile`` lacks on this machine, or None.
+def hindrance(device: str) -> str | None:
+    """Return why nothing can be compiled on this machine, and what to do, or None.
 
     Args:
-        device: what it compiles for, ``cuda`` or ``cpu``.
+        device: what ``torch.compile`` compiles for, ``cuda`` or ``cpu``.
     """
     variable, names = _COMPILERS[device]
     given = shlex.split(os.environ.get(variable, ""))[:1]
+    header = Path(sysconfig.get_path("include")) / "Python.h"
     if not any(shutil.which(name) for name in given or names):
         named = f"{given[0]}, which {variable} names," if given else " or ".join(names)
-        return f"a compiler ({named} is not on the PATH)"
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    return None if header.is_file() else f"Python's headers ({header} is missing; python3-dev brings it)"
+        missing = f"a compiler ({named} is not on the PATH)"
+    elif not header.is_file():
+        missing = f"Python's headers ({header} is missing; python3-dev brings it)"
+    else:
+        return None
+    return f"torch.compile needs {missing}; install it, or set compute.compile=false"
 
 
 def require_compiler(device: str) -> None:
@@ -35,6 +39,5 @@ def require_compiler(device: str) -> None:
     Raises:
         UserError: saying what is missing.
     """
-    missing = missing_for_compiling(device)
-    if missing is not None:
-        raise UserError(f"compute.compile: torch.compile needs {missing}; install it, or set compute.compile=false")
+    if why := hindrance(device):
+        raise UserError(f"compute.compile: {why}")

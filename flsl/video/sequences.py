@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from flsl.config.video import DavisSettings
 from flsl.runtime.errors import UserError, inside, nearest, require_folder
+from flsl.runtime.progress import counted
 
 LabelMap: TypeAlias = NDArray[np.uint8]
 VOID = 255
@@ -109,7 +110,8 @@ def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, 
         raise UserError(f"{folder}: the mask {missing[0]}.png of a frame{more} is missing")
     if len(masks) < 3:
         raise UserError(
-            f"{folder}: {_frames(len(masks))}; the first and the last are not evaluated, so that at least 3 are needed"
+            f"{folder}: {counted(len(masks), 'frame')}; the first and the last are not evaluated, "
+            "so that at least 3 are needed"
         )
     return masks
 
@@ -184,7 +186,3 @@ def _numbered(folder: Path, suffix: str) -> tuple[Path, ...]:
                     f"{folder}: {hole} is missing; {path.name} and {after:0{len(path.stem)}d}{suffix} exist"
                 )
     return paths
-
-
-def _frames(count: int) -> str:
-    return f"{count} frame" if count == 1 else f"{count} frames"

@@ -1,5 +1,7 @@
 """The training step against its literal form, and the ways to compute it against each other."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -118,19 +120,31 @@ def test_steps_compiled_for_a_gpu_equal_the_plain_ones(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "compute",
+    ("compute", "encoder"),
     [
-        {},
-        {"compile_mode": "reduce-overhead"},
-        {"activation_checkpointing": True},
-        {"compile_mode": "reduce-overhead", "activation_checkpointing": True},
+        ({}, ["forward"] * 2 * 3),
+        ({"compile_mode": "reduce-overhead"}, ["forward_features"] * 2),
+        ({"activation_checkpointing": True}, ["forward"] * 2 * 3),
+        ({"compile_mode": "reduce-overhead", "activation_checkpointing": True}, ["forward"] * 2 * 3),
     ],
-    ids=" ".join,
 )
-def test_compiled_step_equals_the_plain_one(compute: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_ = torch.compile
-    # the default backend takes minutes to make machine code; this one shows that everything can be compiled
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend="aot_eager"))
+def test_compiled_step_equals_the_plain_one(
+    compute: dict[str, object], encoder: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_, compiled = torch.compile, []
+
+    def compile_quickly(function: Callable[..., object], **options: object) -> Callable[..., object]:
+        # the default backend takes minutes to make machine code; this one shows that everything can be compiled
+        def called(*given: object) -> object:
+            ran.add(function.__name__)
+            return quick(*given)
+
+        compiled.append(function.__name__)
+        quick = compile_(function, backend="aot_eager")
+        return called
+
+    ran: set[str] = set()
+    monkeypatch.setattr(torch, "compile", compile_quickly)
     chosen = ComputeSettings.model_validate({"compile": True, **compute})
     steps = [TrainingStep(SETTINGS, how, CPU) for how in (ComputeSettings(), chosen)]
     with_equal_weights(*steps)
@@ -140,3 +154,5 @@ def test_compiled_step_equals_the_plain_one(compute: dict[str, object], monkeypa
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
         for step in steps:
             step.update(values)
+    assert [name for name in compiled if name.startswith("forward")] == encoder
+    assert ran == {*compiled}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flsl.cli import main
-from flsl.runtime.compiler import missing_for_compiling, require_compiler
+from flsl.runtime.compiler import hindrance, require_compiler
 from flsl.runtime.errors import UserError
 
 
@@ -33,11 +33,11 @@ def headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("device", "program_name"), [("cuda", "gcc"), ("cuda", "clang"), ("cpu", "g++")])
 def test_a_compiler_and_headers_are_enough(headers: Path, device: str, program_name: str) -> None:
-    assert "a compiler" in str(missing_for_compiling(device))
+    assert "a compiler" in str(hindrance(device))
     program(headers.parents[1] / "bin", program_name)
-    assert missing_for_compiling(device) is None
+    assert hindrance(device) is None
     headers.unlink()
-    assert "Python.h is missing" in str(missing_for_compiling(device))
+    assert "Python.h is missing" in str(hindrance(device))
 
 
 def test_a_compiler_that_is_named_is_the_one_that_counts(headers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,5 +57,5 @@ def test_doctor_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     for compiled in ("true", "false"):
         with pytest.raises(SystemExit, match="1"):  # the images are not there
             main(["doctor", "--config", "tiny.yaml", "cluster.kind=local", f"compute.compile={compiled}"])
-        said = "compute.compile needs a compiler (nowhere/c" in capsys.readouterr().out
+        said = "compute.compile: torch.compile needs a compiler (nowhere/c" in capsys.readouterr().out
         assert said == (compiled == "true")

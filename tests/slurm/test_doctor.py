@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
 from on_slurm import FLSL
 
 
@@ -30,6 +31,13 @@ def test_a_site_that_can(work: Path) -> None:
     assert "no working CUDA, though CUDA_VISIBLE_DEVICES is '" in found["compute node"]
     assert "seen and written" in found["shared folder"]
     assert not list((work / "results").glob(".doctor*"))
+
+
+def test_a_compute_node_without_a_compiler(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "nowhere/c++")
+    code, found = doctor(work, "compute.compile=true")
+    assert code == 1
+    assert found["compute node"].startswith("FAIL compute.compile: torch.compile needs a compiler (nowhere/c++")
 
 
 def test_a_site_that_cannot(work: Path) -> None:
