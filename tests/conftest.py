@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # one thread a process: tests compare bit for bit, and two cores serve many processes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# how long an example takes depends on what else the machine does
+settings.register_profile("flsl", deadline=None)
+settings.load_profile("flsl")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -93,7 +93,7 @@ AXES: dict[str, list[Any]] = {
 changes = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in AXES.items()})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(changes, min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_order_and_further_points_rename_nothing_and_move_no_work(
     points: list[dict[str, Any]], order: random.Random

@@ -152,7 +152,7 @@ def test_a_missing_place_is_named(root: Path) -> None:
     told=st.tuples(st.integers(60, 400), st.integers(60, 400)),
     real=st.tuples(st.integers(1, 400), st.integers(1, 400)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_box_covers_the_same_share_of_any_size(
     tmp_path_factory: pytest.TempPathFactory, box: Any, told: Any, real: Any
 ) -> None:

@@ -184,7 +184,7 @@ def test_missing_parts_are_refused(tmp_path: Path) -> None:
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30)), elements=st.integers(0, 1)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_run_lengths_are_judged_as_coco_decodes_them(mask: np.ndarray) -> None:
     height, width = mask.shape
     code = coco_mask.encode(np.asfortranarray(mask))

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from flsl.data.crops import CROP_DRAWS, apply_matrices, blur_matrices, random_resized_boxes, resize_matrices
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 60), st.floats(0.01, 1), st.floats(0, 1), st.integers(0, 99))
 def test_boxes_lie_in_the_image(height: int, width: int, low: float, more: float, seed: int) -> None:
     uniforms = np.random.default_rng(seed).random((20, CROP_DRAWS))
@@ -48,7 +48,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int, scale: t
         assert distance < 1.95 * math.sqrt(2 / count)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(4, 40), st.integers(2, 50), st.integers(0, 99))
 def test_crop_and_resize_equals_torchvision(in_size: int, out_size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

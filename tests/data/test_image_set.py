@@ -64,7 +64,7 @@ def test_a_split_may_be_named_by_its_folder(root: Path, tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_strings_are_a_list_of_strings(strings: list[str]) -> None:
     ours = Strings(strings)
     assert list(ours) == strings
@@ -87,7 +87,7 @@ _NAMES = st.text(st.characters(exclude_characters="\0"), min_size=1).map(
 
 
 @given(st.lists(st.tuples(_NAMES, _NAMES, st.integers(0, 2**63)), max_size=5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_files_csv_gives_back_any_name(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
     folder = tmp_path_factory.mktemp("csv")
     made = [Row(path, "train", name, 1, 2, "RGB", "JPEG", 3, time, "0" * 16, "ok", "") for path, name, time in rows]

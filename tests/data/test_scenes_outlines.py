@@ -22,7 +22,7 @@ def decoded(segmented: list | dict, shape: tuple[int, int]) -> np.ndarray:
 
 
 @given(masks)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_pycocotools_reads_back_the_very_mask(mask: np.ndarray) -> None:
     segmented = segmentation(mask)
     if segmented == []:
@@ -32,7 +32,7 @@ def test_pycocotools_reads_back_the_very_mask(mask: np.ndarray) -> None:
 
 
 @given(masks)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_polygons_are_one_a_connected_part_and_run_lengths_say_holes(mask: np.ndarray) -> None:
     segmented = segmentation(mask)
     # what the background cannot reach from outside, going round corners too, is a hole
@@ -43,7 +43,7 @@ def test_polygons_are_one_a_connected_part_and_run_lengths_say_holes(mask: np.nd
 
 
 @given(masks)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_run_lengths_are_those_of_the_columns(mask: np.ndarray) -> None:
     coded = run_lengths(mask)
     expected, value = [0], False

@@ -122,7 +122,7 @@ def test_every_number_is_used_once() -> None:
     assert unused < 0.6 * views.draws
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 15), st.integers(1, 15), st.integers(0, 9))
 def test_one_query_of_each_window(grid: int, window: int, seed: int) -> None:
     window = min(grid, window)

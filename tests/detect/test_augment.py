@@ -17,7 +17,7 @@ RECIPE = RecipeSettings(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32 - 1), st.integers(20, 150), st.integers(20, 150))
 def test_a_painted_box_is_found_where_its_box_and_mask_say(seed: int, width: int, height: int) -> None:
     rng = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ def test_a_painted_box_is_found_where_its_box_and_mask_say(seed: int, width: int
     assert (target.boxes[0] - found).abs().max() <= 1 + zoom
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.integers(20, 400), st.integers(20, 400))
 def test_geometry_keeps_the_policy(seed: int, width: int, height: int) -> None:
     geometry = draw(np.random.default_rng(seed), width, height, RECIPE)

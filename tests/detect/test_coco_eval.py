@@ -107,7 +107,7 @@ def written(folder: Path, truth: Any, found: Any) -> tuple[Path, Path, Path]:
     return paths
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), form=st.sampled_from(["boxes", "masks", "both"]))
 def test_all_figures_equal_pycocotools(tmp_path: Path, seed: int, form: str) -> None:
     truth, found = made_files(seed, form)
@@ -150,7 +150,7 @@ def test_no_detections_give_zero_and_no_ground_truth_leaves_figures_out(tmp_path
     assert record["stats"]["bbox"] == [-1] * 12
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.0, 0.01, 0.5, 1.0]))
 def test_codes_of_any_mask_are_sound_and_altered_ones_are_not_trusted(seed: int, density: float) -> None:
     rng = np.random.default_rng(seed)

@@ -58,7 +58,7 @@ def made(rng: np.random.Generator, frames: int, most: int) -> tuple[Boxes, np.nd
     return Boxes(rows[order, 0].astype(np.int64), rows[order, 1:]), score[order], truth, crowds
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), frames=st.integers(1, 5), most=st.sampled_from([3, 12, 150]))
 def test_all_twelve_figures_equal_pycocotools(seed: int, frames: int, most: int) -> None:
     files = made(np.random.default_rng(seed), frames, most)

@@ -142,7 +142,7 @@ def check(record: dict[str, Any], expected: dict[str, float]) -> None:
     assert ours == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1), names=st.sets(st.sampled_from(["M0203", "M0208", "M0701", "M1001"]), min_size=1))
 def test_equal_to_the_reference_on_made_files(tmp_path: Path, seed: int, names: set[str]) -> None:
     folder, detections = make(tmp_path / "made", seed, sorted(names), crowded=seed % 5 == 0)

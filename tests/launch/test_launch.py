@@ -83,13 +83,15 @@ def test_all_that_wait_ask_together(slurm: Path, tmp_path: Path) -> None:
     jobs = [str(number) for number in range(1, 7)]
     command(slurm, "squeue", "".join(f"{job}|RUNNING|None||\n" for job in jobs))
     waiting = [multiprocessing.Process(target=_watch, args=(tmp_path / "queue", job, 3.0)) for job in jobs]
+    began = time.monotonic()
     for process in waiting:
         process.start()
     for process in waiting:
         process.join()
+    halves = (time.monotonic() - began) / 0.5
     assert [process.exitcode for process in waiting] == [0] * len(jobs)
     calls = (slurm / "calls").read_text().splitlines()
-    assert 2 <= len(calls) <= 8  # one in half a second for three seconds, however many wait
+    assert 2 <= len(calls) <= halves + 2  # one in half a second, however many wait
     assert "--jobs=1,2,3,4,5,6" in calls[-1]
     queue = SharedQueue(0.0, tmp_path / "queue")
     for job in jobs[1:]:
@@ -238,7 +240,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
         )
         assert "another `flsl submit` waits" in other.stderr.readline()  # type: ignore[union-attr]
         assert other.poll() is None
-    assert other.communicate(timeout=30)[0] == "mine\n"
+    assert other.communicate(timeout=100)[0] == "mine\n"
 
 
 def test_the_end_of_a_history(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def by_definition(queries: np.ndarray, keys: np.ndarray, temperature: float) -> 
     return modes
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 7), st.integers(1, 9), st.floats(0, 2), st.integers(0, 9))
 def test_equals_the_definition(batch: int, m: int, n: int, width: int, temperature: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -30,7 +30,7 @@ def test_equals_the_definition(batch: int, m: int, n: int, width: int, temperatu
     np.testing.assert_allclose(modes.numpy(), by_definition(queries, keys, temperature), rtol=2e-4, atol=2e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(2, 7), st.floats(0, 1), st.floats(1, 1e4), st.integers(0, 9))
 def test_mixture_with_a_sharp_prior_equals_the_definition(
     m: int, n: int, share: float, sharpness: float, seed: int

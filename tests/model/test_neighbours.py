@@ -40,7 +40,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> No
     monkeypatch.setattr(neighbours, "_chunk_sizes", lambda *_: (rows, columns))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     data=st.data(),
     queries=st.integers(1, 9),
@@ -128,7 +128,7 @@ def test_equal_votes_go_to_the_smaller_class_and_no_vote_is_no_prediction() -> N
     assert shares[0].tolist() == pytest.approx([0.5, 0.5, 0, 0, 0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), classes=st.integers(2, 9), k=st.integers(1, 30), memory=st.sampled_from([16, 64]))
 def test_predictions_equal_the_slow_reference(seed: int, classes: int, k: int, memory: int) -> None:
     torch.manual_seed(seed)

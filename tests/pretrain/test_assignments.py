@@ -27,7 +27,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(assignments._BLOCK, "cpu", 30)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 9), st.integers(2, 12), st.booleans(), st.floats(0.03, 0.2), st.integers(0, 99))
 def test_losses_and_gradients_equal_the_plain_form(
     tokens: int, prototypes: int, centred: bool, temperature: float, seed: int

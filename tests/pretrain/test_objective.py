@@ -57,7 +57,7 @@ def call(objective: FLSLObjective, arrays: Arrays, temperature: float, dtype: to
 
 
 @example(1, 8, 2, 0.125, 10)  # a cross-entropy of 6e-5
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(2, 20), st.integers(2, 30), st.floats(0.02, 0.2), st.integers(0, 99))
 def test_equals_the_formulas(tokens: int, width: int, prototypes: int, temperature: float, seed: int) -> None:
     arrays = random_arrays(tokens, width, prototypes, seed)

@@ -60,7 +60,7 @@ def slow_patches(boxes: list[tuple[float, float, float, float]], side: int, patc
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(*[st.integers(0, 64)] * 4), max_size=5))
 def test_nine_patches_equal_the_slow_reference(corners: list[tuple[int, int, int, int]]) -> None:
     # quarters of a pixel are exact, so that both computations round alike
@@ -106,7 +106,7 @@ def slow_judge(similarities: Any, neighbours: Any, labels: list[int], temperatur
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), classes=st.integers(2, 5), k=st.integers(1, 6), memory=st.sampled_from([16, 1024]))
 def test_votes_equal_the_slow_reference(seed: int, classes: int, k: int, memory: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(width=st.integers(5, 120), height=st.integers(5, 120), resize=st.integers(8, 64), less=st.integers(0, 7))
 def test_centre_crop_equals_torchvisions(width: int, height: int, resize: int, less: int) -> None:
     image = noise_image(width, height)
@@ -36,7 +36,7 @@ def test_centre_crop_equals_torchvisions(width: int, height: int, resize: int, l
     assert torch.equal(CentreCrop(resize, resize - less)(image, (0, 0)), tv.pil_to_tensor(expected))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data(), width=st.integers(20, 90), height=st.integers(20, 90))
 def test_boxes_lie_where_their_pixels_go(data: st.DataObject, width: int, height: int) -> None:
     # a white rectangle on black: after the crop its bright part is where the box is said to be

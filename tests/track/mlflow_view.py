@@ -51,7 +51,7 @@ def picture(results: Results, api: MlflowClient | None = None) -> dict[str, Any]
     }
 
 
-def wait_for(condition: Any, seconds: float = 40.0) -> None:
+def wait_for(condition: Any, seconds: float = 100.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -31,7 +31,7 @@ def random_case(seed, height, width, frames, channels=6, classes=3):
     top_k=st.integers(1, 60),
     temperature=st.sampled_from([0.01, 0.1, 1.0]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_labels_equal_the_literal_protocol(seed, height, width, frames, radius, top_k, temperature):
     case = random_case(seed, height, width, frames)
     expected = reference.step(*(part.numpy() for part in case), radius, top_k, temperature)
@@ -46,7 +46,7 @@ def test_labels_equal_the_literal_protocol_where_several_tiles_meet(radius):
 
 
 @given(seed=st.integers(0, 2**30), top_k=st.integers(1, 9), radius=st.integers(1, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_keys_that_tie_with_the_last_of_the_best_are_all_kept(seed, top_k, radius):
     # axes of the space as features: every cosine is exactly 0 or 1, so that nearly all queries see ties
     _, _, labels = random_case(seed, 7, 9, 3)

@@ -46,7 +46,7 @@ def damaged(masks, seed):
 
 
 @given(st.integers(0, 2**20), st.integers(3, 9), st.integers(1, 4))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_figures_equal_the_literal_reference_on_any_masks(tmp_path, seed, frames, objects):
     shutil.rmtree(tmp_path)
     truth = {

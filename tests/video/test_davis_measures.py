@@ -36,14 +36,13 @@ def test_packing_keeps_every_pixel_and_counts_it(masks):
 
 
 @given(mask_stacks())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_boundary_is_the_literal_boundary_map(masks):
     edges = unpack(bitmaps.boundary(bitmaps.pack(masks), masks.shape[-1]), masks.shape[-1])
     assert (edges == np.stack([reference.edge(mask) for mask in masks])).all()
 
 
 @given(mask_stacks(), st.integers(0, 20))
-@settings(deadline=None)
 def test_dilation_reaches_what_the_distance_transform_says(masks, radius):
     width = masks.shape[-1]
     dilated = unpack(bitmaps.dilate(bitmaps.pack(masks), radius, width), width)
@@ -60,7 +59,7 @@ def test_dilation_reaches_what_the_distance_transform_says(masks, radius):
     ),
     st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_region_and_contour_equal_the_literal_measures(pair, objects):
     region, contour = region_and_contour(*pair, objects)
     for index in range(objects):

@@ -47,7 +47,7 @@ def unit_features(seed, count, rows, columns):
     patch_size=st.sampled_from([1, 4, 7, 8]),
 )
 @example(seed=349, context=1, rows=2, columns=2, patch_size=7)  # a plane that is constant but for rounding
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_label_maps_are_those_of_the_literal_protocol_on_random_features(seed, context, rows, columns, patch_size):
     rng = np.random.default_rng(seed)
     mask = (rng.integers(0, 4, (rows * patch_size + 3, columns * patch_size + 5)) * 2).astype(np.uint8)

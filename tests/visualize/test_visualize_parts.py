@@ -38,7 +38,7 @@ def test_components_are_those_of_scikit_learn_up_to_sign() -> None:
     assert (flat[np.abs(flat).argmax(0), range(3)] > 0).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(3)), st.lists(st.sampled_from([-1, 1]), min_size=3, max_size=3), st.integers(0, 99))
 def test_aligned_components_undo_orders_and_signs(order: list[int], signs: list[int], seed: int) -> None:
     parts = np.random.default_rng(seed).standard_normal((2, 16, 3))
@@ -52,7 +52,7 @@ def test_components_of_constant_features_are_colours_all_the_same() -> None:
     assert as_rgb(parts).dtype == np.uint8
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(0, 99))
 def test_segments_under_other_names_get_the_same_colours(prototypes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
