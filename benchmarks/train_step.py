@@ -2,9 +2,9 @@
 
 Compares, in one run, at equal weights and views:
 - literal: ``literal_step.py``, float32, on a GPU also float16 with a scaled loss, and with fused encoder attention;
-- ours: ``flsl.pretrain.step.TrainingStep`` as the trainer runs it, in bfloat16 on a GPU and float32 on a CPU; making
-  the views is part of it, but for "views given" (the literal step is given them, too); on a GPU, or with --modes,
-  compiled too, without and with CUDA graphs.
+- ours: ``flsl.pretrain.step.TrainingStep`` as the trainer runs it, in bfloat16, or float32 on a CPU that multiplies
+  faster in it; making the views is part of it, but for "views given" (the literal step is given them, too); on a GPU,
+  or with --modes, compiled too, without and with CUDA graphs.
 The losses of one step must agree; a training of --curve-steps steps of both at a small size shows that they go on so.
 
 Floating point operations are counted for products only, two each multiply-add: with n tokens of width C in an image,
@@ -77,10 +77,9 @@ def flops_an_image(settings: PretrainSettings, width: int, depth: int) -> float:
     return total
 
 
-def matmul_rate(device: torch.device, size: int) -> float:
-    """Return the operations a second of a matrix product, in bfloat16 on a GPU."""
-    # float32 where that is the faster one
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+def matmul_rate(device: torch.device, size: int, precision: str) -> float:
+    """Return the operations a second of a matrix product."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     repeats = 10 if device.type == "cuda" else 1
 
@@ -206,16 +205,18 @@ def main() -> None:
     modes = list(MODES) if torch.cuda.is_available() else []
     parser.add_argument("--modes", choices=MODES, nargs="*", default=modes, help="ways to compile (minutes on a CPU)")
     parser.add_argument("--curve-steps", type=int, default=STEPS, help="0: no curve")
-    parser.add_argument("--precision", choices=["bf16", "float32"], help="of ours (default: bf16 on a GPU)")
+    parser.add_argument("--precision", choices=["bf16", "float32"], help="of ours (default: what multiplies faster)")
     args = parser.parse_args()
     device = torch.device(args.device)
-    # a CPU without instructions for bfloat16 multiplies several times as slowly in it
-    precision = args.precision or ("bf16" if device.type == "cuda" else "float32")
-    settings = RECIPES[args.recipe].model_copy(update={"precision": precision})
     torch.set_float32_matmul_precision("high")
+    size = 8192 if device.type == "cuda" else 2048
+    # a CPU without instructions for bfloat16 multiplies several times as slowly in it
+    rates = {precision: matmul_rate(device, size, precision) for precision in ("bf16", "float32")}
+    precision = args.precision or max(rates, key=rates.__getitem__)
+    rate = rates[precision]
+    settings = RECIPES[args.recipe].model_copy(update={"precision": precision})
     # a block is compiled five times, for teacher and student and for sizes of views
     torch._dynamo.config.cache_size_limit = 64
-    rate = matmul_rate(device, 8192 if device.type == "cuda" else 2048)
     batches = {}
     for count in args.batches:
         # graphs save launches, which matter where there is least to compute
@@ -232,7 +233,7 @@ def main() -> None:
         "recipe": args.recipe,
         "precision": precision,
         **{f"speed_ratio_to_{name}": ours / speed for name, speed in speeds.items() if name.startswith("literal")},
-        "matmul_tflops": rate / 1e12,
+        "matmul_tflops": {precision: rate / 1e12 for precision, rate in rates.items()},
         "share_of_matmul_rate": 1e12 * best["tflops"] / rate,
         "images_a_second": ours,
         "batches": batches,

@@ -144,7 +144,9 @@ class PretrainSettings(Settings):
     momentum: Fraction = Field(0.996, description="Teacher's EMA momentum at the first step.")
     final_momentum: Fraction = Field(1.0, description="Teacher's EMA momentum at the last step.")
     precision: Literal["bf16", "float32"] = Field(
-        "bf16", description="Autocast of the encoder and head; softmax, logarithms and cosines are float32 in any case."
+        "bf16",
+        description="Autocast of the encoder and head; softmax, logarithms and cosines are float32 in any case. "
+        "A CPU without bfloat16 instructions is faster in float32.",
     )
     online_knn_every: int = Field(10, ge=0, description="Epochs between two k-NN checks of the teacher; 0: never.")
     online_knn_images: Count = Field(10_000, description="Training images of that check (validation: a tenth).")
