@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from image_folder import check_images, make_image, quarantined
+from processes import alive, wait_for
 
 from flsl.data import files, integrity
 from flsl.data.files import FILES, read_rows, write_rows
@@ -156,17 +156,7 @@ def test_a_killed_check_leaves_no_process_behind(root: Path, tmp_path: Path) -> 
     assert done.returncode == -signal.SIGKILL
     workers = [int(pid) for pid in done.stdout.split()]
     assert workers
-    deadline = time.monotonic() + 100
-    while any(_runs(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_runs(pid) for pid in workers)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
+    wait_for(lambda: not any(alive(pid) for pid in workers))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\x00rubbish", b"path,split\r\na,b\r\n"])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import alive, wait_for
 
 from flsl.config.data import ScenesSettings
 from flsl.config.loading import check
@@ -145,13 +146,6 @@ def test_two_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> None:
             make_scenes(ONLY_IMAGES, tmp_path, processes=1)
 
 
-def _works(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_killed_in_the_middle_nothing_looks_whole_and_the_next_run_makes_it(tmp_path: Path) -> None:
     out = tmp_path / "scenes"
     settings = ONLY_IMAGES.model_copy(update={"train_images": 3000})
@@ -172,10 +166,7 @@ def test_killed_in_the_middle_nothing_looks_whole_and_the_next_run_makes_it(tmp_
     assert len(hidden(out)) == 1
     # its helpers end with it: nobody draws on
     assert len(helpers) >= 2
-    deadline = time.monotonic() + 60
-    while any(_works(helper) for helper in helpers):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not any(alive(helper.pid) for helper in helpers))
     assert sum(1 for _ in out.rglob("*.jpg")) < 3010
     make_scenes(ONLY_IMAGES, out, processes=1)
     assert not hidden(out)

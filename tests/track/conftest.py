@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from made_results import Results, demo
-from mlflow_view import wait_for
+from processes import wait_for
 
 from flsl.track.store import open_store
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
-from pathlib import Path
 from typing import Any
 
 from made_results import Results
@@ -49,16 +46,3 @@ def picture(results: Results, api: MlflowClient | None = None) -> dict[str, Any]
         }
         for name, run in runs.items()
     }
-
-
-def wait_for(condition: Any, seconds: float = 100.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
-
-
-def alive(pid: int | None) -> bool:
-    assert pid is not None
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and not re.search(r"^State:\s+Z", status.read_text(), re.MULTILINE)

@@ -42,7 +42,7 @@ def test_a_store_that_does_not_answer_is_one_line(
         assert run_sync(results, f"--uri={uri}") == 2
         error = capsys.readouterr().err
         assert run_sync(results, f"--uri={uri}", "--best-effort") == 0
-        assert time.monotonic() - start < 60  # MLflow alone asks for minutes
+        assert time.monotonic() - start < 30  # MLflow alone asks for minutes
     line = error.splitlines()[-1]
     assert line.startswith("flsl: error: ")
     assert says in line
