@@ -64,6 +64,14 @@ class LinearSettings(Settings):
             raise ValueError(f"crop_scale: a rising range within (0, 1] is needed, not [{low:g}, {high:g}]")
         return self
 
+    @model_validator(mode="after")
+    def _choices_differ(self) -> LinearSettings:
+        for name in ("learning_rates", "blocks"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {values} names a value twice; each makes probes of its own")
+        return self
+
 
 class AlignedKnnSettings(Settings):
     """bbox-aligned k-NN: nine patches of each image's largest box are classified by their neighbours."""

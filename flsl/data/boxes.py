@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import posixpath
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -69,7 +70,7 @@ def read_csv(root: Path, file: Path) -> Iterator[tuple[str, Boxes]]:
         UserError: naming the line that is wrong.
     """
     try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             lines = csv.reader(stream, strict=True)
             header = next(lines, [])
             if tuple(name.strip() for name in header) != _COLUMNS:
@@ -81,6 +82,7 @@ def read_csv(root: Path, file: Path) -> Iterator[tuple[str, Boxes]]:
                 except ValueError:
                     raise UserError(f"{file}: line {lines.line_num}: a path and four numbers are expected") from None
                 inside(root, path, f"{file}: line {lines.line_num}")
+                path = posixpath.normpath(path)
                 if not (np.isfinite((x0, y0, x1, y1)).all() and x0 < x1 and y0 < y1):
                     raise UserError(f"{file}: line {lines.line_num}: a box needs x0 < x1 and y0 < y1")
                 yield path, np.array((x0, y0, x1, y1))

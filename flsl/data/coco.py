@@ -83,7 +83,7 @@ def segmentation_fault(segmentation: Any, height: int, width: int) -> str:
     """Return what is wrong with an annotation's polygons or run-length code for an image's size, ``""`` if nothing."""
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) % 2 or not all(map(_finite, polygon)):
+            if not isinstance(polygon, list) or len(polygon) % 2 or not all(map(is_finite, polygon)):
                 return "a polygon that is not x, y, x, y, …"
             if len(polygon) < 6:
                 return "a polygon of fewer than 3 points"
@@ -213,7 +213,7 @@ def _faults(annotation: Record, image: Record, figures: Counter[str]) -> Iterato
     """Yield what is wrong with an annotation's box and mask; count its mask's kind into ``figures``."""
     height, width = image["height"], image["width"]
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
         yield "box that is not [x, y, width, height]"
     elif box[2] <= 0 or box[3] <= 0:
         yield "box without area"
@@ -256,8 +256,12 @@ def _stays_inside(name: str) -> bool:
     return bool(name)
 
 
-def _finite(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+def is_finite(value: object) -> bool:
+    """Tell whether a value of a JSON file is a number that a float can hold."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # whole numbers have no largest one, floats have
+        return False
 
 
 def _hashable(value: object) -> int:

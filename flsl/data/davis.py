@@ -30,7 +30,7 @@ def read_lists(root: Path | str) -> dict[str, list[str]]:
         if path.name.startswith("."):
             continue
         try:
-            lists[path.stem] = path.read_text(encoding="utf-8").split()
+            lists[path.stem] = path.read_text(encoding="utf-8-sig").split()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as a list of sequences ({error})") from None
         for name in lists[path.stem]:

@@ -72,7 +72,7 @@ def read_ignore(path: Path | str) -> pd.DataFrame:
 def _read(path: Path | str) -> pd.DataFrame:
     path = require_file(path, "UAVDT rows frame,target,left,top,width,height,out-of-view,occlusion,category")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
     while lines and not lines[-1].strip():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,19 +55,20 @@ def evaluate(truth: Annotations, detections: list[Record], kind: IouType, source
     """
     annotations = truth.annotations
     if kind == "segm":
-        without = next((entry["id"] for entry in annotations if not entry.get("segmentation")), None)
-        if without is not None:
-            raise UserError(f"{truth.path}: annotation {without} has no segmentation; evaluate boxes only (bbox)")
-        annotations = with_masks(annotations, truth.images, truth.path, "annotation")
+        annotations = true_masks(truth)
         detections = with_masks(detections, truth.images, source, "detection")
     elif any(not detection.get("bbox") for detection in detections):
         # only masks: their boxes are taken, which needs sound codes
         detections = with_masks(detections, truth.images, source, "detection")
     if any(annotation["id"] == 0 for annotation in annotations):
         warn(f"{truth.path}: an annotation has the id 0, which pycocotools counts as never found; number them from 1")
+    # the rewrite counts those as never found, too, whose ids are negative or larger than 64 bits hold
+    annotations = [{**annotation, "id": annotation["id"] and place} for place, annotation in enumerate(annotations, 1)]
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
-    with _no_collection():
-        ground = COCO({**truth.dataset(), "annotations": [dict(entry) for entry in annotations]})
+    with _no_collection(), warnings.catch_warnings():
+        # of the id 0, said above
+        warnings.simplefilter("ignore", UserWarning)
+        ground = COCO({**truth.dataset(), "annotations": annotations})
         found = ground.loadRes(_uniform(detections, source))
         evaluator = COCOeval_faster(ground, found, kind)
         evaluator.evaluate()
@@ -74,6 +76,22 @@ def evaluate(truth: Annotations, detections: list[Record], kind: IouType, source
         evaluator.summarize()
     stats = np.asarray(evaluator.stats[:12], dtype=np.float64)
     return CocoFigures(stats, _class_table(evaluator, truth, detections))
+
+
+def true_masks(truth: Annotations) -> list[Record]:
+    """Return the annotations, each ``segmentation`` as :func:`flsl.detect.coco_files.with_masks` makes it.
+
+    Raises:
+        UserError: naming the first annotation without a segmentation, or with a broken one.
+    """
+    without = _without_mask(truth)
+    if without is not None:
+        raise UserError(f"{truth.path}: annotation {without} has no segmentation; evaluate boxes only (bbox)")
+    return with_masks(truth.annotations, truth.images, truth.path, "annotation")
+
+
+def _without_mask(truth: Annotations) -> int | None:
+    return next((entry["id"] for entry in truth.annotations if not entry.get("segmentation")), None)
 
 
 @contextlib.contextmanager
@@ -149,7 +167,10 @@ def evaluate_files(
         raise UserError(f"{annotations}: it lists no images; there is nothing to evaluate on")
     if kinds is None:
         masks = any(entry.get("segmentation") for entry in (found or truth.annotations))
-        kinds = ["bbox", "segm"] if masks and all(a.get("segmentation") for a in truth.annotations) else ["bbox"]
+        without = _without_mask(truth) if masks else None
+        if found and without is not None:
+            warn(f"{annotations}: annotation {without} has no segmentation; only boxes are evaluated, no masks")
+        kinds = ["bbox", "segm"] if masks and without is None else ["bbox"]
     record = StageRecord("coco", run, {"kinds": kinds}, [Path(annotations), Path(detections)])
     skipped = {**truth.skipped, **skipped}
     for reason, count in skipped.items():

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flsl.data.coco import is_finite
 from flsl.detect.rle import check_codes, compress
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json
 from flsl.runtime.progress import counted
 
 Record = dict[str, Any]
+_MOST_PIXELS = 2**31  # of a side; more than image files can have
 
 
 class Annotations(NamedTuple):
@@ -68,24 +70,30 @@ def parse_annotations(data: Any, path: Path) -> Annotations:
     images = _by_id(data["images"], path, "image")
     for number, image in images.items():
         for side in ("width", "height"):
-            if not _whole(image.get(side)) or image[side] < 1:
-                raise UserError(f"{path}: image {number}: its {side} is {image.get(side)!r}; it must be a count from 1")
+            if not _whole(image.get(side)) or not 1 <= image[side] < _MOST_PIXELS:
+                raise UserError(
+                    f"{path}: image {number}: its {side} is {str(image.get(side))[:60]}; it must be a count from 1"
+                )
     categories = _by_id(data["categories"], path, "category")
     annotations: list[Record] = []
     skipped: Counter[str] = Counter()
     for number, annotation in _by_id(data["annotations"], path, "annotation").items():
-        if not _known(annotation.get("image_id"), images):
+        of, category = _id(annotation.get("image_id")), _id(annotation.get("category_id"))
+        if of not in images:
             skipped["annotations of unknown images"] += 1
-        elif not _known(annotation.get("category_id"), categories):
+        elif category not in categories:
             skipped["annotations of unknown categories"] += 1
         else:
             x, y, width, height = _box(annotation.get("bbox"), f"{path}: annotation {number}")
             area = annotation.get("area", width * height)
-            if not _finite(area):
+            if not is_finite(area):
                 raise UserError(f"{path}: annotation {number}: its area is {area!r}; it must be a number")
             annotations.append(
                 {
                     **annotation,
+                    "id": number,
+                    "image_id": of,
+                    "category_id": category,
                     "bbox": [x, y, width, height],
                     "area": area,
                     "iscrowd": int(bool(annotation.get("iscrowd", 0))),
@@ -116,18 +124,20 @@ def read_results(path: Path | str, truth: Annotations) -> tuple[list[Record], di
         where = f"{path}: detection {index}"
         if not isinstance(detection, dict):
             raise UserError(f"{where}: not a mapping with image_id, category_id, score and bbox or segmentation")
-        if not _known(detection.get("image_id"), truth.images):
+        image, category = _id(detection.get("image_id")), _id(detection.get("category_id"))
+        if image not in truth.images:
             unknown[str(detection.get("image_id"))] += 1
             continue
-        if not _finite(detection.get("score")):
+        if not is_finite(detection.get("score")):
             raise UserError(f"{where}: its score is {detection.get('score')!r}; it must be a finite number")
         if detection.get("bbox"):
             _box(detection["bbox"], where)
         elif not detection.get("segmentation"):
             raise UserError(f"{where}: it has neither a bbox nor a segmentation")
-        if not _known(detection.get("category_id"), truth.categories):
+        if category not in truth.categories:
             skipped["detections of unknown categories"] += 1
             continue
+        detection["image_id"], detection["category_id"] = image, category
         kept.append(detection)
     if unknown:
         first = ", ".join(list(unknown)[:3])
@@ -173,16 +183,17 @@ def with_masks(records: Iterable[Record], images: Mapping[int, Record], path: Pa
 def _by_id(entries: list[Any], path: Path, what: str) -> dict[int, Record]:
     found: dict[int, Record] = {}
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _whole(entry.get("id")):
+        number = _id(entry.get("id")) if isinstance(entry, dict) else None
+        if number is None:
             raise UserError(f"{path}: {what} number {index} has no whole number as its id")
-        if entry["id"] in found:
-            raise UserError(f"{path}: two entries of kind {what} have the id {entry['id']}; ids must differ")
-        found[entry["id"]] = entry
+        if number in found:
+            raise UserError(f"{path}: two entries of kind {what} have the id {number}; ids must differ")
+        found[number] = entry if type(entry["id"]) is int else {**entry, "id": number}
     return found
 
 
 def _box(box: Any, where: str) -> list[float]:
-    if not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(is_finite(value) for value in box):
         raise UserError(f"{where}: its bbox is {str(box)[:60]}; it must be four finite numbers [x, y, width, height]")
     if box[2] < 0 or box[3] < 0:
         raise UserError(f"{where}: its bbox {box} has a negative width or height; a COCO box is [x, y, width, height]")
@@ -193,9 +204,8 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _known(value: Any, entries: Mapping[int, Any]) -> bool:
-    return _whole(value) and value in entries
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _id(value: Any) -> int | None:
+    """Return a whole number, which some tools write as 1.0, as such; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if _whole(value) and is_finite(value) else None

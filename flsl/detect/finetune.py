@@ -180,12 +180,12 @@ class FineTuning:
         """Predict on the validation images and write ``model.pth``; return the results, None but on the first rank."""
         task, results = self._task, self.predict()
         if results is not None:
-            self._validate(self.steps, self._recipe.epochs, results)
             file = ModelFile(
                 task.settings.engine, task.settings.model, self._recipe, task.masks, task.val.categories,
                 tuple(self._backbone.mean), tuple(self._backbone.std), self.evaluated.state_dict(),
             )  # fmt: skip
             save_model(task.out / "model.pth", file, self._backbone)
+            self._validate(self.steps, self._recipe.epochs, results)
         distributed.finish()
         return results
 

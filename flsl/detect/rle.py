@@ -7,13 +7,14 @@ different lengths are compared for ever. Everything that comes from a file is th
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
+
+from flsl.data.coco import is_finite
 
 _BITS = 5
 _LONGEST = 7  # digits of five bits that a number of 32 bits needs
@@ -138,7 +139,7 @@ def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
         if len(polygon) < 6:
             raise ValueError(f"a polygon has {len(polygon) // 2} points; it needs at least three")
         for value in polygon:
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_finite(value):
                 raise ValueError("a polygon's coordinates are finite numbers")
             if abs(value) > reach:
                 raise ValueError(f"a polygon's coordinate {value:g} lies far outside the {width}×{height} image")

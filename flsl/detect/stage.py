@@ -9,7 +9,7 @@ from typing import Any, Literal
 from flsl.config.detect import RecipeSettings, UavdtRecipeSettings
 from flsl.config.experiment import Experiment
 from flsl.data.manifest import checked, content
-from flsl.detect.coco_eval import IouType, evaluate
+from flsl.detect.coco_eval import IouType, evaluate, true_masks
 from flsl.detect.coco_files import Annotations, Record, parse_annotations, read_annotations
 from flsl.detect.dataset import check_files, training_set
 from flsl.detect.draw import draw_predictions
@@ -92,6 +92,8 @@ def _coco(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path,
     train, val = (read_annotations(path) for path in paths)
     if train.categories != val.categories:
         raise UserError(f"{paths[0]}: its categories differ from those of {paths[1]}; both need the same ids and names")
+    # hours of training must not end at a mask that cannot be evaluated
+    true_masks(val)
     return train, root / data.train_images, val, root / data.val_images, paths
 
 

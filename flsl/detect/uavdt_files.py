@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from flsl.data.uavdt import TEST_LENGTHS, read_ground_truth, read_ignore
 from flsl.runtime.errors import UserError, nearest, require_file, require_folder
 from flsl.runtime.outputs import read_json
-from flsl.runtime.progress import warn
+from flsl.runtime.progress import counted, warn
 
 Rows = NDArray[np.float64]
 _WHOLE, _IGNORE = "_gt_whole.txt", "_gt_ignore.txt"
 _FRAME = re.compile(r"img0*(\d+)\.\w+")
+_READ = [0, 2, 3, 4, 5, 6]  # fields of a row of detections: all of the seven but the target
 _NAME = re.compile(r"M(\d{4})")
 
 
@@ -82,12 +83,17 @@ def truth_files(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _read_sequence(folder: Path, name: str) -> Sequence:
-    truth = read_ground_truth(folder / f"{name}{_WHOLE}")
-    ignore = folder / f"{name}{_IGNORE}"
+    whole, ignore = folder / f"{name}{_WHOLE}", folder / f"{name}{_IGNORE}"
+    truth, frames = read_ground_truth(whole), TEST_LENGTHS.get(name, 0)
+    outside = int((truth["frame"] > frames).sum()) if frames else 0
+    if outside:
+        # as detections there are
+        warn(f"{whole}: {counted(outside, 'box', 'es')} after the sequence's last frame, {frames}, skipped")
+        truth = truth[truth["frame"] <= frames]
     if not ignore.exists():
         warn(f"{ignore}: no such file; {name} is evaluated without ignore regions")
-        return Sequence(name, TEST_LENGTHS.get(name, 0), truth, truth.iloc[:0])
-    return Sequence(name, TEST_LENGTHS.get(name, 0), truth, read_ignore(ignore))
+        return Sequence(name, frames, truth, truth.iloc[:0])
+    return Sequence(name, frames, truth, read_ignore(ignore))
 
 
 def read_detections(
@@ -128,11 +134,12 @@ def read_detections(
 def _read_text(path: Path) -> Rows:
     require_file(path, "detections frame,-1,left,top,width,height,score (an empty file where there are none)")
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:
             fields = max(7, stream.readline().count(",") + 1)
-        # a row with fewer fields gets NaN, which is refused below; further fields may hold anything
-        types = dict.fromkeys(range(7), np.float64)
-        table = pd.read_csv(path, header=None, names=list(range(fields)), index_col=False, dtype=types)
+        # a row with fewer fields gets NaN, which is refused below; the others may hold anything
+        table = pd.read_csv(
+            path, header=None, names=list(range(fields)), index_col=False, usecols=_READ, dtype=np.float64
+        )
     except pd.errors.EmptyDataError:
         return np.zeros((0, 6))
     except (ValueError, pd.errors.ParserError) as error:
@@ -140,8 +147,7 @@ def _read_text(path: Path) -> Rows:
         raise UserError(
             f"{path}: rows of numbers frame,-1,left,top,width,height,score are expected ({reason})"
         ) from None
-    rows = table.to_numpy()[:, [0, 2, 3, 4, 5, 6]]
-    return _checked(rows, path, "row")
+    return _checked(table.to_numpy(), path, "row")
 
 
 def _read_coco(path: Path, names: list[str], annotations: Path | None) -> dict[str, Rows]:

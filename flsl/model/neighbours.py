@@ -1,7 +1,7 @@
 """Exact nearest neighbours by similarity, in bounded memory, and k-NN classification as DINO's (arXiv 2104.14294).
 
 Ties have one outcome: of two neighbours with equal computed similarity the one with the smaller index is nearer; of two
-classes with equal votes the one with the smaller index wins; a class without any vote is never predicted.
+classes with equal votes the one with the smaller index wins, and classes without any vote come after all others.
 """
 
 from __future__ import annotations
@@ -145,14 +145,14 @@ def predict(
         memory_mb: for the votes of a chunk of queries, in MiB.
 
     Returns:
-        classes (M, min(5, classes)), int64, -1 where fewer classes got a vote; shares of the same shape, float64.
+        classes (M, min(5, classes)), int64; shares of the same shape, float64.
     """
     rows = max(1, memory_mb * 2**20 // (classes * 8 * 4))  # shares, their sorted copy, its indices and some room
     predicted, shares = [], []
     for near, named in zip(torch.split(similarities, rows), torch.split(labels, rows), strict=True):
         ranked, order = vote(near, named, classes, temperature).sort(dim=1, descending=True, stable=True)
         shares.append(ranked[:, :TOP].clone())
-        predicted.append(order[:, :TOP].masked_fill(ranked[:, :TOP] == 0, -1))
+        predicted.append(order[:, :TOP].clone())
     return torch.cat(predicted), torch.cat(shares)
 
 

@@ -119,7 +119,7 @@ def read_json(path: Path | str, what: str) -> Any:
         raise UserError(f"{path}: no such file; {what} is expected there") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {what} is expected there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits, too deep
         raise UserError(f"{path}: not valid JSON ({error}); {what} is expected there") from None
 
 

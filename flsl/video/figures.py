@@ -64,7 +64,7 @@ def write_figures(
     """
     names = sequence_names(root, settings, only)
     where = {"split": settings.split, "year": settings.year, "resolution": settings.resolution}
-    how = made_how(made.previews, names)
+    how = made_how(made.previews, names, made.masks)
     params, read = {**where, **how.params}, [split_list(root, settings), *data]
     record = StageRecord("davis", run, params, read, made_with=how.facts, seconds=how.seconds)
     if sheets is not None:

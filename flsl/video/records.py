@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,20 @@ from typing import Any
 from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import package_versions, read_json, sha256_file
+from flsl.runtime.progress import warn
 
 
 def record_path(previews: Path, name: str) -> Path:
     """Return where the record of the sequence ``name`` stands."""
     return previews / f"{name}.json"
+
+
+def masks_digest(folder: Path) -> str:
+    """Return a digest of a sequence's masks, by which a record knows them."""
+    content = hashlib.sha256()
+    for path in sorted(folder.glob("*.png")):
+        content.update(f"{path.name} {sha256_file(path)}\n".encode())
+    return content.hexdigest()
 
 
 def is_made(path: Path, run: str, params: Mapping[str, Any], inputs: Iterable[Path], outputs: Iterable[Path]) -> bool:
@@ -57,8 +67,8 @@ class Propagation:
     seconds: float = 0.0
 
 
-def made_how(previews: Path, names: Iterable[str]) -> Propagation:
-    """Return how the sequences ``names`` were made; nothing where not all have a record.
+def made_how(previews: Path, names: Iterable[str], masks: Path) -> Propagation:
+    """Return how the ``masks`` of the sequences ``names`` were made; nothing where not all have a record of them.
 
     Raises:
         UserError: when they were made with different settings, or a record is none.
@@ -71,6 +81,9 @@ def made_how(previews: Path, names: Iterable[str]) -> Propagation:
         record = read_json(path, "a sequence's record")
         if not isinstance(record, dict) or not isinstance(record.get("provenance"), dict):
             raise UserError(f"{path}: no record of a sequence; propagate it again")
+        if record.get("masks_sha256") != masks_digest(masks / name):
+            warn(f"{masks / name}: not the masks that {path} is about; how they were made is left out of the figures")
+            return Propagation()
         records.append(record)
         params, first = record.get("params", {}), records[0].get("params", {})
         if params != first:

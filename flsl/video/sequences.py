@@ -14,9 +14,10 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from flsl.config.video import DavisSettings
+from flsl.data.decode import reason
 from flsl.runtime.errors import UserError, inside, nearest, require_folder
 from flsl.runtime.progress import counted
 
@@ -58,7 +59,7 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
     root = require_folder(root, "DAVIS (JPEGImages, Annotations, ImageSets)")
     path = split_list(root, settings)
     try:
-        names = list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
+        names = list(dict.fromkeys(path.read_text(encoding="utf-8-sig").split()))
     except FileNotFoundError:
         splits = sorted(list_.stem for list_ in path.parent.glob("*.txt"))
         known = f"; there {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}" if splits else ""
@@ -146,8 +147,8 @@ def read_mask(path: Path) -> LabelMap:
         with Image.open(path) as image:
             mode = image.mode
             labels = np.asarray(image) if mode in ("P", "L", "1") else None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); a mask is an indexed PNG") from None
+    except Exception as error:  # whatever a parser of damaged bytes may raise
+        raise UserError(f"{path}: cannot be read as an image ({reason(error)}); a mask is an indexed PNG") from None
     if labels is None:
         raise UserError(f"{path}: an image of mode {mode}; a mask is an indexed PNG whose pixels are object ids 0…n")
     return labels.astype(np.uint8)

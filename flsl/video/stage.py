@@ -26,7 +26,7 @@ from flsl.runtime.outputs import StageRecord, writing
 from flsl.runtime.progress import bar, say, warn
 from flsl.video.previews import Previews
 from flsl.video.propagate import Segmented, copy_first_mask, segment
-from flsl.video.records import is_made, record_path
+from flsl.video.records import is_made, masks_digest, record_path
 from flsl.video.sequences import LabelMap, Video, open_video
 
 Segmenter: TypeAlias = Callable[[Video], Iterator[Segmented]]
@@ -143,7 +143,12 @@ def _segment(video: Video, method: Method, outputs: Outputs) -> None:
             raise
     previews.write(outputs.previews, video.name)
     # last, so that a record says that all of the sequence is there
-    record.write(path_of_record, {"frames": len(video.frames)}, encoder=[str(path) for path in method.files])
+    record.write(
+        path_of_record,
+        {"frames": len(video.frames)},
+        encoder=[str(path) for path in method.files],
+        masks_sha256=masks_digest(final),
+    )
 
 
 def _inputs(video: Video, method: Method) -> list[Path]:
@@ -173,7 +178,7 @@ class _Writer:
 
 
 def write_mask(path: Path, labels: LabelMap) -> None:
-    """Write a label map (height, width) as an indexed PNG with DAVIS' palette of 256 colours."""
+    """Write a label map (height, width) as an indexed PNG, in the colours that DAVIS gives its first objects."""
     image = Image.fromarray(labels)
     image.putpalette(palette())
     image.save(path, format="PNG")

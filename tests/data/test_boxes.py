@@ -114,7 +114,9 @@ def test_bad_xml_is_one_line_with_its_path(root: Path, text: str | bytes, line: 
 
 
 def test_csv_boxes_keep_their_order_and_odd_names(root: Path) -> None:
-    text = 'path,x0,y0,x1,y1\nval/n1/n1_1_val.JPEG,0,0,5,5\n"a, b.jpg",1.5,2,3,4\nval/n1/n1_1_val.JPEG,1,2,3,4\n'
+    text = (
+        '\ufeffpath,x0,y0,x1,y1\n./val//n1/n1_1_val.JPEG,0,0,5,5\n"a, b.jpg",1.5,2,3,4\nval/n1/n1_1_val.JPEG,1,2,3,4\n'
+    )
     _write(root, "boxes.csv", text)
     everything = {"val/n1/n1_1_val.JPEG": [[0, 0, 5, 5], [1, 2, 3, 4]], "a, b.jpg": [[1.5, 2, 3, 4]]}
     assert _plain(read_boxes(root, "boxes.csv")) == everything

@@ -22,7 +22,7 @@ from flsl.detect.uavdt_files import image_id
 from flsl.model.choice import EncoderChoice
 from flsl.runtime.errors import UserError
 
-WRONG: list[Any] = [None, True, "text", "\0", -1, 3.5, 10**30, float("nan"), 1e308, [], [None], {}, {"a": 1}]
+WRONG: list[Any] = [None, True, "text", "\0", -1, 3.5, 10**30, 10**400, float("nan"), 1e308, [], [None], {}, {"a": 1}]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -144,6 +144,29 @@ def test_training_on_what_is_no_annotation_file(tiny: Path, tmp_path: Path, cont
         run("coco", tiny_experiment(tiny), EncoderChoice(random=True), tmp_path / "out", "base")
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [([[5, 5, 20, 5]], "annotation 4: a polygon has 2 points"), ([], "annotation 4 has no segmentation")],
+)
+def test_a_mask_that_cannot_be_evaluated_is_refused_before_the_training(
+    tiny: Path, tmp_path: Path, segmentation: list[Any], message: str
+) -> None:
+    content = json.loads((tiny / "coco.json").read_text())
+    content["annotations"][3]["segmentation"] = segmentation
+    (tiny / "val.json").write_text(json.dumps(content))
+    experiment = tiny_experiment(tiny, "data.coco.val_annotations=val.json")
+    with pytest.raises(UserError, match=message):
+        run("coco", experiment, EncoderChoice(random=True), tmp_path / "out", "base")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, f"[{'1' * 5000}]"], ids=["deep", "long number"])
+def test_json_that_python_gives_up_on(tmp_path: Path, text: str) -> None:
+    (tmp_path / "found.json").write_text(text)
+    with pytest.raises(UserError, match=r"found\.json: not valid JSON"):
+        read_annotations(tmp_path / "found.json")
 
 
 def test_a_file_that_is_no_encoder(tiny: Path, tmp_path: Path) -> None:

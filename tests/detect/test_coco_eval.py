@@ -132,6 +132,33 @@ def test_all_figures_equal_pycocotools(tmp_path: Path, seed: int, form: str) -> 
                 assert row["AP"] is None
 
 
+@pytest.mark.parametrize("change", ["floats", "from zero", "negative", "huge"])
+def test_ids_of_any_kind_give_pycocotools_figures(tmp_path: Path, change: str) -> None:
+    truth, found = made_files(8, "both")
+    wanted = copy.deepcopy(truth)
+    for entry in truth["annotations"]:
+        match change:
+            case "floats":
+                entry |= {name: float(entry[name]) for name in ("id", "image_id", "category_id")}
+            case "from zero":
+                entry["id"] -= 1
+            case "negative":
+                entry["id"] = -entry["id"]
+            case "huge":
+                entry["id"] += 2**63
+    if change == "floats":
+        for entry in found:
+            entry |= {name: float(entry[name]) for name in ("image_id", "category_id")}
+        for entry in (*truth["categories"], *truth["images"]):
+            entry["id"] = float(entry["id"])
+    if change == "from zero":
+        wanted = truth  # pycocotools never finds an annotation with the id 0, and neither do we
+    record = evaluate_files(*written(tmp_path, truth, found))
+    for kind, stats in record["stats"].items():
+        assert stats == pytest.approx(list(reference(wanted, found, kind).stats), abs=1e-9)
+        assert stats[0] > 0.01
+
+
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_more_than_100_detections_an_image_are_cut_as_pycocotools_cuts_them(tmp_path: Path, kind: str) -> None:
     truth, found = made_files(5, "both", most=40)
@@ -253,6 +280,13 @@ def test_masks_asked_for_where_the_ground_truth_has_none(tmp_path: Path) -> None
     del truth["annotations"][2]["segmentation"]
     with pytest.raises(UserError, match="annotation 3 has no segmentation"):
         evaluate_files(*written(tmp_path, truth, found), kinds=["segm"])
+
+
+def test_masks_that_are_left_out_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth, found = made_files(3, "both")
+    del truth["annotations"][2]["segmentation"]
+    assert list(evaluate_files(*written(tmp_path, truth, found))["stats"]) == ["bbox"]
+    assert "annotation 3 has no segmentation; only boxes are evaluated" in capsys.readouterr().err
 
 
 @pytest.mark.real

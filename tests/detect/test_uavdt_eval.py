@@ -200,7 +200,8 @@ def test_perfect_detections_reach_100_and_the_official_object_figure_does_not(tm
     [
         ("missing", "M0203.txt: no such file"),
         ("text", "M0203.txt: rows of numbers frame,-1,left,top,width,height,score are expected"),
-        ("short", "M0203.txt: row 1:"),
+        ("short", "expected 7 and found 4"),
+        ("short later", "M0203.txt: row 2:"),
         ("negative", "M0203.txt: row 1:"),
         ("sequence", "no M0204_gt_whole.txt there (did you mean 'M0203'?)"),
         ("folder", "no such folder"),
@@ -218,6 +219,8 @@ def test_broken_input_gets_one_line(
             path.write_text("1,-1,car,2,3,4,0.5\n")
         case "short":
             path.write_text("1,-1,3,2\n")
+        case "short later":
+            path.write_text("1,-1,3,2,4,4,0.5\n1,-1,3,2\n")
         case "negative":
             path.write_text("1,-1,3,2,-4,4,0.5\n")
         case "sequence":
@@ -240,6 +243,29 @@ def test_detections_after_the_last_frame_are_counted_and_left_out(tmp_path: Path
     record = evaluate_files(folder, detections, tmp_path / "m.json")
     assert record["skipped"] == {"detections outside their sequence's frames": 1}
     assert record["metrics"] == expected
+
+
+def test_boxes_after_the_last_frame_are_left_out_as_detections_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, detections = make(tmp_path / "made", 5, ["M0208"])
+    expected = evaluate_files(folder, detections, tmp_path / "m.json")["metrics"]
+    whole = folder / "M0208_gt_whole.txt"
+    whole.write_text(whole.read_text().rstrip() + "\n266,1,3,2,40,40,1,1,1\n")
+    assert evaluate_files(folder, detections, tmp_path / "m.json")["metrics"] == expected
+    assert "M0208_gt_whole.txt: 1 box after the sequence's last frame, 265, skipped" in capsys.readouterr().err
+
+
+def test_further_fields_may_hold_anything_and_a_byte_order_mark_is_no_number(tmp_path: Path) -> None:
+    folder, detections = make(tmp_path / "made", 6, ["M0203"])
+    expected = evaluate_files(folder, detections, tmp_path / "m.json")["metrics"]
+    found = detections / "M0203.txt"
+    rows = [",".join(row.split(",")[:7]) for row in found.read_text().split()]
+    rows = [row + ",car" * (index % 3) for index, row in enumerate(rows)]
+    found.write_text("\ufeff" + "\r\n".join(rows))
+    for path in folder.glob("*.txt"):
+        path.write_text("\ufeff" + path.read_text())
+    assert evaluate_files(folder, detections, tmp_path / "m.json")["metrics"] == expected
 
 
 @pytest.mark.real

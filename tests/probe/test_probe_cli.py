@@ -196,6 +196,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         ("knn", ["knn.k=[100]"], "knn.k: 100 is more than the 72 training images"),
         ("linear", ["linear.blocks=[9]"], "the last 9 blocks are asked for (linear.blocks, features.blocks)"),
         ("linear", ["linear.crop_scale=[0.5,0.1]"], "linear.crop_scale: a rising range"),
+        ("linear", ["linear.blocks=[1,1]"], "linear.blocks: [1, 1] names a value twice"),
         ("aligned-knn", ["aligned_knn.k=[100000]"], "aligned_knn.k: 100000 neighbours are asked for"),
         ("features", ["features.blocks=9"], "the last 9 blocks are asked for"),
     ],

@@ -187,6 +187,12 @@ BAD = {
         lambda root, masks: (masks / "a" / "00001.png").write_bytes((masks / "a" / "00001.png").read_bytes()[:80]),
         "cannot be read as an image",
     ),
+    "broken chunk": (
+        lambda root, masks: (masks / "a" / "00001.png").write_bytes(
+            (masks / "a" / "00001.png").read_bytes().replace(b"IDAT", b"JAJ)")
+        ),
+        "cannot be read as an image",
+    ),
     "unknown split": (lambda root, _: (root / "ImageSets/2017/val.txt").rename(root / "ImageSets/2017/dev.txt"), "dev"),
     "empty split": (lambda root, _: (root / "ImageSets/2017/val.txt").write_text("\n"), "lists no sequence"),
     "listed but absent": (lambda root, _: (root / "ImageSets/2017/val.txt").write_text("b\n"), "masks of b"),

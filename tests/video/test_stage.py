@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_masks_are_indexed_pngs_of_256_colours_that_keep_every_id(tmp_path):
         assert image.mode == "P"
         assert (np.asarray(image) == labels).all()
         palette = np.array(image.getpalette()).reshape(256, 3)
-    # DAVIS' palette is PASCAL VOC's
+    # DAVIS' first colours are PASCAL VOC's
     assert palette[[0, 1, 2, 3, 8, 255]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [64, 0, 0], [224, 224, 192]
     ]  # fmt: skip
@@ -213,6 +214,21 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
     facts = json.loads(out.read_text())["provenance"]
     assert facts["inputs"] == {str(path): sha256_file(path) for path in files}
     assert facts["code"] == code_now(facts["code"])
+
+
+def test_masks_from_elsewhere_are_not_taken_for_the_encoders(davis, tmp_path, capsys):
+    (davis / "ImageSets/2017/val.txt").write_text("one\ntwo\n")
+    masks, out = tmp_path / "run/masks", tmp_path / "run/metrics.json"
+    assert run("propagate", "--davis", davis, *TINY, "--random-init", "--out", masks) == 0
+    shutil.copytree(davis / "Annotations/480p", tmp_path / "run/others")
+    evaluate = ["evaluate", "--davis", davis, *TINY, "--out", out, "--jobs", 1, "--masks"]
+    assert run(*evaluate, tmp_path / "run/others") == 0
+    record = json.loads(out.read_text())
+    assert record["metrics"]["davis/J-Mean"] == 100
+    assert record["params"].keys() == {"split", "year", "resolution"}
+    assert "run/others/one: not the masks that" in capsys.readouterr().err
+    assert run(*evaluate, masks) == 0
+    assert json.loads(out.read_text())["params"]["radius"] == 3
 
 
 def test_splits_years_and_sequences_are_chosen_on_the_command_line(davis, tmp_path):

@@ -156,7 +156,7 @@ def draw_frame(
 
 @cache
 def palette() -> bytes:
-    """Return the 256 colours of the masks of DAVIS (and PASCAL VOC): id's bits spread over red, green and blue."""
+    """Return PASCAL VOC's 256 colours, the first of which are DAVIS', too: id's bits spread over red, green, blue."""
     colours = bytearray()
     for identity in range(256):
         for channel in range(3):
