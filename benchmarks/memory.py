@@ -17,6 +17,7 @@ import torch
 from common import device_name, options, report
 from literal_step import LiteralStep, single_views
 from live_bytes import LiveBytes
+from torch.utils._pytree import tree_leaves
 from train_step import RECIPES, STEPS, made_batch
 
 from flsl.config.compute import ComputeSettings
@@ -53,14 +54,9 @@ def peak(settings: PretrainSettings, count: int, device: torch.device, recompute
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with LiveBytes(watched=logits) as live:
-        for module in step.parts.values():
-            for tensor in module.state_dict().values():
+        for tensor in (*tree_leaves(step.state({})), *step.health.buffers(), *gradients):
+            if isinstance(tensor, torch.Tensor):
                 live.count(tensor)
-        for state in step.optimiser.state.values():
-            for tensor in state.values():
-                live.count(tensor)
-        for gradient in gradients:
-            live.count(gradient)
         fixed = live.current
         step.accumulate(batch, values, 1)
     allocated = {"allocator_peak": torch.cuda.max_memory_allocated()} if device.type == "cuda" else {}

@@ -4,7 +4,7 @@
   submits, against the import of torch that it does without;
 - the workflow: ``snakemake -n`` of the demo;
 - checkpoint: how long a ViT-S/16 training's state takes to write, durably, and which share of the time training stands
-  still for it at the paper's scale: at every epoch's end, and at the pace of ``flsl.pretrain.pace``;
+  still for it at the paper's scale: at every epoch's end, and at the pace of ``flsl.runtime.pace``;
 - history: a line of ``history.jsonl`` every ``compute.log_every`` steps, which is all that training does for MLflow.
 
     python benchmarks/overheads.py --out results/bench/overheads.json
@@ -24,10 +24,10 @@ from common import measure, options, report
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
-from flsl.pretrain.pace import Pace
 from flsl.pretrain.step import TrainingStep
 from flsl.runtime import checkpoint
 from flsl.runtime.history import History
+from flsl.runtime.pace import Pace
 
 COMMANDS = (
     "--help",
@@ -85,10 +85,7 @@ def stalls(folder: Path, repeats: int) -> dict[str, Any]:
     for parameter in step.student.parameters():
         parameter.grad = torch.zeros_like(parameter)
     step.optimiser.step()  # so that there are moments
-    state = {
-        **{name: module.state_dict() for name, module in step.parts.items()},
-        "optimiser": step.optimiser.state_dict(),
-    }
+    state = step.state(step.watched())
     written: list[Path] = []
     history = History(folder / "history.jsonl")
     figures = {f"figure {number}": 0.123456789 for number in range(16)}

@@ -79,7 +79,7 @@ class Schedule(Settings):
     """A value that follows a cosine from `start` to `end` over the whole training."""
 
     start: NonNegative = Field(description="Value at the first step.")
-    end: NonNegative = Field(description="Value at the last step.")
+    end: NonNegative = Field(description="Value that it approaches at the end.")
 
 
 class PriorSettings(Settings):
@@ -135,14 +135,14 @@ class PretrainSettings(Settings):
     batch_size: Count = Field(512, description="Images a step, over all ranks and accumulated micro-batches.")
     accumulate: Count = Field(1, description="Micro-batches a step; batch norm and VMR see one micro-batch at a time.")
     learning_rate: Positive = Field(5e-4, description="Base learning rate; multiplied by batch_size / 256.")
-    final_learning_rate: NonNegative = Field(1e-6, description="Learning rate at the last step (not scaled).")
+    final_learning_rate: NonNegative = Field(1e-6, description="Learning rate that the cosine ends at (not scaled).")
     warmup: Fraction = Field(0.1, description="Share of the steps in which the learning rate rises linearly from 0.")
     weight_decay: NonNegative = Field(0.04, description="Weight decay at the first step (none on biases and norms).")
-    final_weight_decay: NonNegative = Field(0.4, description="Weight decay at the last step.")
+    final_weight_decay: NonNegative = Field(0.4, description="Weight decay that the cosine ends at.")
     clip: NonNegative = Field(3.0, description="Largest gradient norm of each parameter tensor; 0 does not clip.")
     freeze_prototypes_epochs: NonNegative = Field(1.0, description="Epochs in which the prototypes do not move.")
     momentum: Fraction = Field(0.996, description="Teacher's EMA momentum at the first step.")
-    final_momentum: Fraction = Field(1.0, description="Teacher's EMA momentum at the last step.")
+    final_momentum: Fraction = Field(1.0, description="Teacher's EMA momentum that the cosine ends at.")
     precision: Literal["bf16", "float32"] = Field(
         "bf16",
         description="Autocast of the encoder and head; softmax, logarithms and cosines are float32 in any case. "

@@ -18,6 +18,7 @@ CROP_DRAWS = 22
 """Uniform numbers that one random resized crop takes: ten tries of area and ratio, and a position."""
 
 _TRIES = 10
+_LEAST_SIGMA = 1e-3  # in pixels; the neighbours of a pixel get no weight that float32 can hold
 _LOG_RATIO = math.log(4 / 3)
 
 
@@ -96,7 +97,7 @@ def blur_matrices(sigmas: Tensor, size: int, radius: int) -> Tensor:
     """Return matrices that blur one side with a Gaussian, reflecting at the borders.
 
     Args:
-        sigmas: (batch,) standard deviations, in pixels.
+        sigmas: (batch,) standard deviations, in pixels; 0 leaves the side as it is.
         size: pixels of the side.
         radius: pixels at which the kernel is cut off on either side; below ``size``.
 
@@ -105,7 +106,7 @@ def blur_matrices(sigmas: Tensor, size: int, radius: int) -> Tensor:
     """
     device = sigmas.device
     offsets = torch.arange(-radius, radius + 1, device=device)
-    kernel = torch.exp(-0.5 * (offsets / sigmas.float()[:, None]) ** 2)
+    kernel = torch.exp(-0.5 * (offsets / sigmas.float().clamp(min=_LEAST_SIGMA)[:, None]) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)
     source = (torch.arange(size, device=device)[:, None] + offsets).abs()
     source = torch.where(source >= size, 2 * (size - 1) - source, source)

@@ -10,7 +10,7 @@ import numpy as np
 
 from flsl.config.data import ImageFolderSettings
 from flsl.data.boxes import match_xml, read_csv, read_xml
-from flsl.data.files import Row, shown, some
+from flsl.data.files import Row, content_sha256, shown, some
 from flsl.data.findings import Findings
 from flsl.data.listing import Listing
 from flsl.runtime.errors import UserError
@@ -76,7 +76,11 @@ def _count_classes(
             f"{counts['']} image(s) of {split} lie in no class folder ({folder}/<class>/<image> is expected): "
             f"they can be pretrained on, but have no labels"
         )
-    findings.splits[split] = {"folder": folder, "classes": len(set(counts) - {""})}
+    findings.splits[split] = {
+        "folder": folder,
+        "classes": len(set(counts) - {""}),
+        "content_sha256": content_sha256(row for row in mine if row.ok and row.format),
+    }
     return counts
 
 

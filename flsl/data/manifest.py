@@ -5,7 +5,7 @@ Nothing here imports torch, pandas or numpy: what waits for a job on a cluster r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,6 +43,12 @@ def checked(experiment: Experiment, kind: Literal["coco", "uavdt", "davis"], roo
         if Path(load_manifest(folder)["root"]) == Path(root):
             return [folder / MANIFEST]
     return []
+
+
+def trained_on(manifest: Mapping[str, Any]) -> str:
+    """Return the digest of the usable training images' content: what weights depend on, whatever lies beside them."""
+    # (a manifest of an earlier version has but that of all files)
+    return str(manifest["splits"].get("train", {}).get("content_sha256", manifest["content_sha256"]))
 
 
 def content(manifests: Iterable[Path]) -> list[str]:

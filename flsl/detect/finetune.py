@@ -31,6 +31,7 @@ from flsl.runtime.errors import UserError
 from flsl.runtime.history import History
 from flsl.runtime.interrupt import Stopped
 from flsl.runtime.outputs import sha256_json
+from flsl.runtime.pace import Pace
 from flsl.runtime.progress import say
 
 
@@ -117,7 +118,7 @@ class FineTuning:
         self._model: nn.Module = detector
         if process.world_size > 1:
             self._model = DistributedDataParallel(detector, gradient_as_bucket_view=True)
-        self._timed_from, self._timer, self._last_save = self.start, time.perf_counter(), time.perf_counter()
+        self._timed_from, self._timer, self._pace = self.start, time.perf_counter(), Pace(task.compute)
         self._note: str | None = None
         detector.train()
 
@@ -166,11 +167,9 @@ class FineTuning:
         if epoch_ends and done < self.steps and every and epoch % every == 0:
             self._validate(done, epoch, self.predict())
             self.detector.train()
-        due = time.perf_counter() - self._last_save >= 60 * compute.checkpoint_minutes
-        due = due or bool(compute.checkpoint_steps and done % compute.checkpoint_steps == 0)
-        if due or epoch_ends or signum:
-            self._save(done)
-            self._last_save = time.perf_counter()
+        if self._pace.due(done, epoch_ends) or epoch_ends or signum:
+            with self._pace.saving():
+                self._save(done)
         if signum and done < self.steps:
             distributed.finish()
             raise Stopped(f"stopped by signal {signum} after step {done} of {self.steps}; it was saved", signum)
@@ -206,7 +205,7 @@ class FineTuning:
             self._write({"kind": "epoch", "step": step, "epoch": epoch, **validation(self._task, results)})
 
     def _log(self, done: int) -> None:
-        means = distributed.mean_over_ranks(self._sums / (done - self._sums_since))
+        means = distributed.sum_over_ranks(self._sums) / (self.process.world_size * (done - self._sums_since))
         _finite(means, self._names, done)
         speed = self._recipe.batch_size * (done - self._timed_from) / (time.perf_counter() - self._timer)
         self._timer, self._timed_from, self._sums_since = time.perf_counter(), done, done
@@ -223,6 +222,7 @@ class FineTuning:
 
     def _save(self, step: int) -> None:
         _finite(self._sums, self._names, step)
+        sums = distributed.sum_over_ranks(self._sums)
         if self._history is None:
             return
         self._history.sync()
@@ -232,7 +232,7 @@ class FineTuning:
             "detector": self.detector.state_dict(),
             "averaged": self._averaged.state_dict() if self._averaged is not None else None,
             "optimiser": self._optimiser.state_dict(),
-            "sums": self._sums,
+            "sums": sums,
             "sums_since": self._sums_since,
         }
         checkpoint.save_step(self._task.out / "checkpoints", step, state, self._task.compute.checkpoints_kept)
@@ -255,8 +255,9 @@ class FineTuning:
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"])
         self._optimiser.load_state_dict(state["optimiser"])
-        self._sums.copy_(state["sums"])
         if self.process.is_main:
+            # of all ranks
+            self._sums.copy_(state["sums"])
             say(f"going on after step {state['step']} from {path}")
         return int(state["step"]), int(state["sums_since"])
 

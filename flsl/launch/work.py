@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flsl.config.cluster import ShapeSettings
 from flsl.config.experiment import Experiment
-from flsl.data.manifest import checked, content, load_manifest
+from flsl.data.manifest import checked, content, load_manifest, trained_on
 from flsl.pretrain.recipe import check_previous, recipe_of
 from flsl.runtime.errors import UserError, require_file, require_folder
 from flsl.runtime.outputs import sha256_file, sha256_json
@@ -97,7 +97,7 @@ def pretraining(experiment: Experiment, images: Path, out: Path, run: str, previ
     Raises:
         UserError: when the folder holds no manifest, or the earlier run's encoder is missing.
     """
-    data = load_manifest(images)["content_sha256"]
+    data = trained_on(load_manifest(images))
     check_previous(experiment.pretrain, previous)
     recipe = recipe_of(experiment.pretrain, experiment.seed, data, previous)
     inputs = {"images": str(images.absolute()), "previous": str(previous.absolute()) if previous is not None else None}

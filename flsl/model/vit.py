@@ -68,6 +68,11 @@ def build_encoder(settings: EncoderSettings, image_size: int, drop_path: float =
         raise UserError(
             f"pretrain.encoder.name: '{name}' is not one of timm's VisionTransformers without prefix tokens"
         )
+    if not all(hasattr(block, "drop_path1") and hasattr(block, "attn") for block in encoder.blocks):
+        raise UserError(
+            f"pretrain.encoder.name: the blocks of '{name}' compute several branches at a time; "
+            "a model of plain blocks such as vit_small_patch16_224 is needed"
+        )
     multiply_patches(encoder)
     if settings.position == "sincos":
         _fix_positions(encoder, settings.position_strength)

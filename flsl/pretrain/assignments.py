@@ -111,9 +111,9 @@ def _gradient(
     return (s * (of_entropy + of_mean - along) - of_entropy * t) / student_temperature
 
 
-def _entropy(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Return the sum over a block's rows of the entropy (nats) of softmax(logits / temperature), a scalar."""
-    log_t = torch.log_softmax(logits.to(temperature.dtype) / temperature, dim=-1)
+def _entropy(logits: Tensor, temperature: Tensor, center: Tensor) -> Tensor:
+    """Return the sum over a block's rows of the entropy (nats) of softmax((logits - center) / temperature)."""
+    log_t = torch.log_softmax((logits.to(temperature.dtype) - center) / temperature, dim=-1)
     return -(log_t.exp() * log_t).sum()
 
 
@@ -143,11 +143,12 @@ class Blocks(NamedTuple):
 PLAIN = Blocks(_losses, _gradient, _entropy)
 
 
-def mean_entropy(logits: Tensor, temperature: float, blocks: Blocks = PLAIN) -> Tensor:
-    """Return the mean entropy (nats) of softmax(logits / temperature) over the rows of (tokens, K), float32."""
+def mean_entropy(logits: Tensor, temperature: float, center: Tensor | None = None, blocks: Blocks = PLAIN) -> Tensor:
+    """Return the mean entropy (nats) of softmax((logits - center) / temperature) over the rows of (tokens, K)."""
     divisor = logits.new_full((), temperature, dtype=torch.float32)
+    center = logits.new_zeros((), dtype=torch.float32) if center is None else center
     total = sum(
-        (blocks.entropy(logits[rows], divisor) for rows in row_blocks(logits)),
+        (blocks.entropy(logits[rows], divisor, center) for rows in row_blocks(logits)),
         logits.new_zeros((), dtype=torch.float32),
     )
     return total / len(logits)

@@ -1,12 +1,14 @@
-"""Notices the first loss that is not finite, on the device, without fetching the loss of every step."""
+"""Notices what is not finite, losses and weights, on the device and without fetching the loss of every step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from flsl.runtime.distributed import sum_over_ranks
 from flsl.runtime.errors import UserError
 
 
@@ -34,8 +36,8 @@ class LossGuard:
         self._first_bad = torch.where(first, record, self._first_bad)
 
     def means(self) -> dict[str, float]:
-        """Return the mean losses since the last call, and start anew (this waits for the device)."""
-        sums = self.sums.tolist()
+        """Return the mean losses since the last call, over all ranks, and start anew (this waits for the device)."""
+        sums = sum_over_ranks(self.sums).tolist()
         self.sums.zero_()
         return {name: total / max(1.0, sums[0]) for name, total in zip(self._names, sums[1:], strict=True)}
 
@@ -49,8 +51,25 @@ class LossGuard:
         if step < 0:
             return
         parts = ", ".join(f"{name} {value:.4g}" for name, value in zip(self._names, values, strict=True))
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint is not None else "there was no checkpoint yet"
-        raise UserError(
-            f"pretraining stopped: the loss of step {int(step)} is not finite ({parts}); {kept}; "
-            "lower pretrain.learning_rate, raise pretrain.warmup, or set pretrain.precision=float32"
-        )
+        raise _stopped(f"the loss of step {int(step)} is not finite ({parts})", checkpoint)
+
+
+@torch.no_grad()
+def check_weights(weights: Sequence[Tensor], done: int, checkpoint: Path | None) -> None:
+    """Stop the training before weights that are not finite are kept (this waits for the device).
+
+    A gradient may be infinite where the loss is not: the next loss would tell, after such weights had been saved.
+
+    Raises:
+        UserError: naming the step and the last good checkpoint.
+    """
+    if not torch.stack(torch._foreach_norm(list(weights))).isfinite().all():
+        raise _stopped(f"the weights after step {done} are not finite", checkpoint)
+
+
+def _stopped(why: str, checkpoint: Path | None) -> UserError:
+    kept = f"the last good checkpoint is {checkpoint}" if checkpoint is not None else "there was no checkpoint yet"
+    return UserError(
+        f"pretraining stopped: {why}; {kept}; "
+        "lower pretrain.learning_rate, raise pretrain.warmup, or set pretrain.precision=float32"
+    )

@@ -6,11 +6,10 @@ A small VMR is no sign of health: student and teacher can agree on one prototype
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from flsl.pretrain.assignments import PLAIN, Blocks, mean_entropy
-from flsl.runtime.distributed import world_size
+from flsl.pretrain.assignments import PLAIN, Blocks, mean_entropy, row_blocks
+from flsl.runtime.distributed import sum_over_ranks
 
 
 class Health(nn.Module):
@@ -45,6 +44,7 @@ class Health(nn.Module):
         teacher_logits: Tensor,
         teacher_temperature: float,
         global_queries: Tensor,
+        center: Tensor | None = None,
     ) -> None:
         """Count one batch.
 
@@ -54,16 +54,17 @@ class Health(nn.Module):
             teacher_logits: (tokens, K).
             teacher_temperature: T_t.
             global_queries: (batch, M) positions of the global view's tokens, which come first among ``tokens``.
+            center: (K,) the teacher's, where its assignments are centred.
         """
         ones = torch.ones_like(student_logits[:, 0], dtype=torch.float32)
         self.student.scatter_add_(0, student_logits.argmax(1), ones)
-        assigned = teacher_logits.argmax(1)
+        assigned = _assigned(teacher_logits, center)
         self.teacher.scatter_add_(0, assigned, ones)
         positions = global_queries.flatten()
         cells = assigned[: len(positions)] * self._positions + positions
         self.joint.scatter_add_(0, cells, ones[: len(positions)])
-        entropy = mean_entropy(teacher_logits, teacher_temperature, self._blocks)
-        variance = tokens.float().var(0).mean()
+        entropy = mean_entropy(teacher_logits, teacher_temperature, center, self._blocks)
+        variance = tokens.float().var(0, correction=min(1, len(tokens) - 1)).mean()
         self.sums += torch.stack([torch.ones_like(entropy), entropy, variance])
 
     @torch.no_grad()
@@ -74,7 +75,7 @@ class Health(nn.Module):
             ``perplexity`` and ``student_perplexity`` of the hard assignments (1 … K; 1 is collapse),
             ``prototypes_used`` (share of K, percent), ``teacher_entropy`` (nats), ``feature_variance``.
         """
-        student, teacher, sums = (_summed(values) for values in (self.student, self.teacher, self.sums))
+        student, teacher, sums = (sum_over_ranks(values) for values in (self.student, self.teacher, self.sums))
         count = sums[0].clamp(min=1)
         figures = {
             "perplexity": _entropy(teacher).exp(),
@@ -94,7 +95,7 @@ class Health(nn.Module):
         Returns:
             ``position_information``: how much of the grid position's entropy the assigned prototype explains, percent.
         """
-        joint = _summed(self.joint).reshape(-1, self._positions)
+        joint = sum_over_ranks(self.joint).reshape(-1, self._positions)
         self.joint.zero_()
         by_prototype, by_position = _entropy(joint.sum(1)), _entropy(joint.sum(0))
         information = by_prototype + by_position - _entropy(joint.flatten())
@@ -102,11 +103,12 @@ class Health(nn.Module):
         return {"position_information": float(100 * share.clamp(0, 1))}
 
 
-def _summed(values: Tensor) -> Tensor:
-    total = values.double()
-    if world_size() > 1:
-        dist.all_reduce(total)
-    return total
+def _assigned(logits: Tensor, center: Tensor | None) -> Tensor:
+    """Return the prototype that each row of (tokens, K) is assigned to."""
+    if center is None:
+        return logits.argmax(1)
+    # a block at a time: no further matrix as large as the logits
+    return torch.cat([(logits[rows].float() - center).argmax(1) for rows in row_blocks(logits)])
 
 
 def _entropy(counts: Tensor) -> Tensor:

@@ -84,8 +84,9 @@ class FLSLObjective(nn.Module):
                 student_logits, teacher_logits, self.student_temperature, teacher_temperature, center, self._blocks
             )
             mean_assignment = mean_over_ranks(mean_assignment)
-            # xlogy: a prototype that nothing is assigned to counts 0, not 0 · -∞
-            volume = torch.xlogy(mean_assignment, mean_assignment).sum() + math.log(len(mean_assignment))
+            # a prototype that nothing is assigned to counts 0, with a finite gradient: not 0 · -∞
+            least = torch.finfo(mean_assignment.dtype).tiny
+            volume = (mean_assignment * mean_assignment.clamp(min=least).log()).sum() + math.log(len(mean_assignment))
             weight = self.intra_weight if intra_weight is None else intra_weight
             loss = weight * intra + self.inter_weight * inter + self.volume_weight * volume
             self._move_center(teacher_logits)

@@ -17,6 +17,7 @@ from flsl.data.images import ImageSet
 from flsl.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from flsl.model.neighbours import knn_accuracy
 from flsl.runtime.errors import UserError
+from flsl.runtime.progress import say, warn
 
 _K = 20
 _TEMPERATURE = 0.07
@@ -37,12 +38,22 @@ class OnlineKnn:
         self._sets = [_Small(train, count, size), _Small(val, max(1, count // 10), size)]
         self._workers = workers
 
+    def figures(self, encoder: VisionTransformer, device: torch.device) -> dict[str, float]:
+        """Return ``online_knn``, the accuracy; nothing where an image is gone or damaged, which ends no training."""
+        try:
+            return {"online_knn": self.accuracy(encoder, device)}
+        except UserError as error:
+            warn(f"the k-NN check of this epoch is left out: {error}")
+            return {}
+
     def accuracy(self, encoder: VisionTransformer, device: torch.device) -> float:
         """Return the top-1 accuracy in percent; the encoder's mode (training or not) is as it was afterwards."""
         training = encoder.training
         encoder.eval()
-        (bank, bank_labels), (queries, labels) = (self._features(small, encoder, device) for small in self._sets)
-        encoder.train(training)
+        try:
+            (bank, bank_labels), (queries, labels) = (self._features(small, encoder, device) for small in self._sets)
+        finally:
+            encoder.train(training)
         k = min(_K, len(bank))
         classes = int(torch.cat([bank_labels, labels]).max()) + 1
         figures = knn_accuracy(queries, labels, bank, bank_labels, classes, [k], _TEMPERATURE)
@@ -70,10 +81,12 @@ def build_online_knn(images: Path, settings: PretrainSettings, workers: int) -> 
         return None
     try:
         train, val = (ImageSet.from_manifest(images, split, labelled=True) for split in ("train", "val"))
-    except UserError:
+    except UserError as error:
         # the check is a courtesy: data without labels or without a validation split are pretrained on all the same
+        say(f"pretraining without the k-NN check of pretrain.online_knn_every: {error}")
         return None
     if len(train.class_names) < 2:
+        say("pretraining without the k-NN check of pretrain.online_knn_every: the images are of a single class")
         return None
     return OnlineKnn(train, val, settings.online_knn_images, settings.views.teacher_size, workers)
 

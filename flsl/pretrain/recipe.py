@@ -9,6 +9,8 @@ from flsl.config.pretrain import PretrainSettings
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import sha256_file
 
+_WATCHING = ("online_knn_every", "online_knn_images")
+
 
 def recipe_of(settings: PretrainSettings, seed: int, data: str, previous: Path | None = None) -> dict[str, Any]:
     """Return the settings, the seed and what was read, as plain data: equal recipes make equal weights.
@@ -16,10 +18,12 @@ def recipe_of(settings: PretrainSettings, seed: int, data: str, previous: Path |
     Args:
         settings: of the pretraining.
         seed: of weights, order and views.
-        data: digest of the images' content.
+        data: digest of the training images' content.
         previous: the earlier encoder's file; its content counts, not the name of its run.
     """
     plain = settings.plain()
+    for name in _WATCHING:
+        del plain[name]
     names = {name: plain.pop(name) for name in ("previous", "prior")}
     if previous is not None:
         plain |= {"previous": sha256_file(previous), "prior": names["prior"]}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flsl.config.experiment import Experiment
 from flsl.data.images import ImageSet
-from flsl.data.manifest import MANIFEST, load_manifest
+from flsl.data.manifest import MANIFEST, load_manifest, trained_on
 from flsl.pretrain.online_knn import build_online_knn
 from flsl.pretrain.recipe import check_previous
 from flsl.pretrain.trainer import Job, pretrain
@@ -38,13 +38,12 @@ def pretrain_folder(
         Stopped: when a signal ended the training after it was saved.
     """
     check_previous(settings.pretrain, previous)
-    manifest = load_manifest(images)
     check = build_online_knn(images, settings.pretrain, settings.compute.workers) if is_main_process() else None
     job = Job(
         settings=settings.pretrain,
         compute=settings.compute,
         seed=settings.seed,
-        data=manifest["content_sha256"],
+        data=trained_on(load_manifest(images)),
         out=out,
         run=run,
         inputs=[images / MANIFEST, *([previous] if previous is not None else [])],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from flsl.data.views import PLAIN_VIEWS, Batch, FLSLViews, ViewOperations
 from flsl.model.mean_shift import absolute_temperature
 from flsl.model.vit import compile_blocks, recompute_activations, use_plain_attention
 from flsl.pretrain import assignments
-from flsl.pretrain.guard import LossGuard
+from flsl.pretrain.guard import LossGuard, check_weights
 from flsl.pretrain.health import Health
 from flsl.pretrain.network import FLSLNetwork
 from flsl.pretrain.objective import FLSLObjective
 from flsl.pretrain.optimiser import MovingAverage, build_optimiser, clip_by_tensor, set_rates
 from flsl.pretrain.previous import AttentionPrior
 from flsl.pretrain.schedules import StepValues
-from flsl.runtime.distributed import world_size
+from flsl.runtime.distributed import sum_over_ranks, world_size
 
 LOSSES = ("loss", "intra_view", "inter_view", "volume")
 
@@ -51,7 +52,6 @@ class TrainingStep:
         health: what is watched.
         guard: sums of the losses.
         optimiser: of the student.
-        parts: the modules whose state a checkpoint holds, by name.
     """
 
     def __init__(
@@ -78,11 +78,10 @@ class TrainingStep:
         self.health = Health(settings.prototypes, grid * grid, blocks).to(device)
         self.guard = LossGuard(LOSSES, device)
         self._prior = AttentionPrior.load(previous, settings, device) if previous is not None else None
-        self.parts: dict[str, nn.Module] = {
+        self._parts: dict[str, nn.Module] = {
             "student": self.student,
             "teacher": self.teacher,
             "objective": self._objective,
-            "health": self.health,
         }
         self._choose_how(compute)
         self._model: nn.Module = self.student
@@ -131,6 +130,8 @@ class TrainingStep:
                         priors = self._prior(self.views.crops(batch, self._operations), batch.students)
                 output = self._model(student_views, batch.students, tau_sa)
                 teacher_logits = self.teacher.targets(output.queries, keys, tau_ca, priors, values.attention_share)
+            # the one that these targets have: it moves on with them
+            center = self._objective.center.clone() if self._settings.centering else None
             loss, losses = self._objective(
                 output.tokens,
                 output.modes,
@@ -147,6 +148,7 @@ class TrainingStep:
             teacher_logits,
             values.teacher_temperature,
             batch.students[0].queries,
+            center,
         )
         found: Tensor = loss.detach()
         return found
@@ -161,6 +163,31 @@ class TrainingStep:
         self.optimiser.zero_grad()
         self._average.update(values.momentum)
         self._begin_step()
+
+    def check_weights(self, done: int, checkpoint: Path | None) -> None:
+        """Stop a training whose weights after ``done`` steps are not finite, see the guard's function."""
+        check_weights(self._trained, done, checkpoint)
+
+    def watched(self) -> dict[str, Tensor]:
+        """Return the sums of what is watched, over all ranks, which all ask for them."""
+        return {name: sum_over_ranks(values) for name, values in self._watched().items()}
+
+    def _watched(self) -> dict[str, Tensor]:
+        return {"losses": self.guard.sums, **dict(self.health.named_buffers())}
+
+    def state(self, watched: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return all that the next step depends on; ``watched`` is kept with it."""
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {**parts, "optimiser": self.optimiser.state_dict(), "watched": dict(watched)}
+
+    def load_state(self, state: Mapping[str, Any], first: bool) -> None:
+        """Go on from what :meth:`state` returned; the ``first`` rank alone takes over what all have watched."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if first:
+            for name, values in self._watched().items():
+                values.copy_(state["watched"][name])
 
     def _begin_step(self) -> None:
         """Let CUDA graphs overwrite from here on what they gave before."""

@@ -19,7 +19,6 @@ from flsl.model.vit import timm_arguments
 from flsl.pretrain.loader import Images, Order, build_loader
 from flsl.pretrain.network import FLSLNetwork
 from flsl.pretrain.online_knn import OnlineKnn
-from flsl.pretrain.pace import Pace
 from flsl.pretrain.recipe import recipe_of
 from flsl.pretrain.schedules import values_at
 from flsl.pretrain.step import LOSSES, TrainingStep
@@ -29,6 +28,7 @@ from flsl.runtime.environment import write_lock
 from flsl.runtime.history import History, read_history
 from flsl.runtime.interrupt import Stopped, StopRequest
 from flsl.runtime.outputs import StageRecord, sha256_file, sha256_json
+from flsl.runtime.pace import Pace
 from flsl.runtime.progress import bar, say
 
 
@@ -40,7 +40,7 @@ class Job:
         settings: the recipe.
         compute: speed and intervals; changing these does not change the result.
         seed: of weights, order and views.
-        data: digest of the images' content; a checkpoint made on other images is not resumed.
+        data: digest of the training images' content; a checkpoint made on others is not resumed.
         out: the stage's folder.
         run: the run's name.
         inputs: files to name in the provenance.
@@ -104,13 +104,19 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     if start == 0 and _keeps(job, 0):
         _keep_epoch(job, 0, step.teacher, process.is_main)
 
-    def save(done: int) -> Path | None:
-        """Write the state after ``done`` steps, unless a loss was not finite."""
+    def check(done: int) -> None:
         step.guard.check(last_saved)
+        step.check_weights(done, last_saved)
+
+    def save(done: int) -> Path | None:
+        """Write the state after ``done`` steps, unless it is not finite."""
+        check(done)
+        watched = step.watched()
         if history is None:
             return None
         history.sync()
-        return checkpoint.save_step(job.out / "checkpoints", done, _state(job, done, step), compute.checkpoints_kept)
+        state = _state(job, done, step, watched)
+        return checkpoint.save_step(job.out / "checkpoints", done, state, compute.checkpoints_kept)
 
     if process.is_main:
         record.made_with = {**write_lock(job.out), "compile": compute.compile, "data_sha256": job.data}
@@ -132,7 +138,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
             epoch_ends = done % order.steps_per_epoch == 0
             note = None
             if done % compute.log_every == 0 or done == steps:
-                figures = _means_over_ranks(step.guard.means(), device) | step.health.window()
+                figures = step.guard.means() | step.health.window()
                 step.guard.check(last_saved)
                 seconds = time.perf_counter() - window_start
                 speed = settings.batch_size * (done - window_step) / seconds
@@ -160,22 +166,18 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
                 ) + (f", {data_wait:.0f} % of the time waiting for data" if data_wait >= 5 else "")
             if epoch_ends:
                 line = {"kind": "epoch", "step": done, "epoch": done // order.steps_per_epoch, **step.health.epoch()}
-                if (
-                    _check_due(job, done // order.steps_per_epoch)
-                    and job.online_knn is not None
-                    and history is not None
-                ):
-                    line["online_knn"] = job.online_knn.accuracy(step.teacher.encoder, device)
                 if history is not None:
+                    if job.online_knn is not None and _check_due(job, done // order.steps_per_epoch):
+                        line |= job.online_knn.figures(step.teacher.encoder, device)
                     history.write({**line, "time": datetime.now(UTC).isoformat(timespec="milliseconds")})
+            # before the checkpoint: a training that goes on from it would not keep this epoch any more
+            if epoch_ends and _keeps(job, done // order.steps_per_epoch):
+                check(done)
+                _keep_epoch(job, done // order.steps_per_epoch, step.teacher, process.is_main)
             signum = stop.agreed()
-            # ranks need not agree on the minute: only the first one writes
             if pace.due(done, epoch_ends) or signum or done == steps:
                 with pace.saving():
                     last_saved = save(done) or last_saved
-            if epoch_ends and _keeps(job, done // order.steps_per_epoch):
-                step.guard.check(last_saved)
-                _keep_epoch(job, done // order.steps_per_epoch, step.teacher, process.is_main)
             shown.advance(1, note)
             if signum and done < steps:
                 distributed.finish()
@@ -207,12 +209,7 @@ def _check_due(job: Job, epoch: int) -> bool:
     return bool(every) and (epoch % every == 0 or epoch == job.settings.epochs)
 
 
-def _means_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    means = distributed.mean_over_ranks(torch.tensor(list(values.values()), dtype=torch.float64, device=device))
-    return dict(zip(values, means.tolist(), strict=True))
-
-
-def _state(job: Job, done: int, step: TrainingStep) -> dict[str, Any]:
+def _state(job: Job, done: int, step: TrainingStep, watched: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return everything that a resumed run needs, as tensors and plain data."""
     name, arguments = timm_arguments(job.settings.encoder, job.settings.views.teacher_size)
     return {
@@ -220,9 +217,7 @@ def _state(job: Job, done: int, step: TrainingStep) -> dict[str, Any]:
         "recipe": job.recipe,
         "run": job.run,
         **timm_metadata(name, arguments),
-        **{part: module.state_dict() for part, module in step.parts.items()},
-        "optimiser": step.optimiser.state_dict(),
-        "losses": step.guard.sums,
+        **step.state(watched),
     }
 
 
@@ -240,10 +235,7 @@ def _resume(job: Job, process: distributed.Process, step: TrainingStep) -> tuple
             kept = checkpoint.set_aside(job.out, names, f"superseded-{sha256_json(state.get('recipe'))[:8]}")
             say(f"settings or data differ from those of {path.name}: starting anew; the old files are in {kept}")
         return 0, None
-    for part, module in step.parts.items():
-        module.load_state_dict(state[part])
-    step.optimiser.load_state_dict(state["optimiser"])
-    step.guard.sums.copy_(state["losses"])
+    step.load_state(state, first=process.is_main)
     if process.is_main:
         say(f"going on after step {state['step']} from {path}")
     return int(state["step"]), path
@@ -251,7 +243,8 @@ def _resume(job: Job, process: distributed.Process, step: TrainingStep) -> tuple
 
 def _finish(job: Job, record: StageRecord, steps: int, step: TrainingStep) -> dict[str, float]:
     """Write what the next stages read."""
-    checkpoint.save(job.out / "checkpoint.pth", _state(job, steps, step))
+    # all that was watched stands in the history
+    checkpoint.save(job.out / "checkpoint.pth", _state(job, steps, step, {}))
     name, arguments = timm_arguments(job.settings.encoder, job.settings.views.teacher_size)
     encoder = step.teacher.encoder
     save_backbone(job.out / "backbone.safetensors", encoder, name, arguments, run=job.run, step=str(steps))

@@ -8,7 +8,7 @@ from typing import Any
 
 from flsl.config.checking import check
 from flsl.config.data import DataSettings
-from flsl.data.manifest import load_manifest
+from flsl.data.manifest import load_manifest, trained_on
 from flsl.data.revision import revision
 from flsl.reproduce.script import maker, pretrained
 from flsl.runtime.environment import LOCK, installed, machine, read_lock
@@ -93,8 +93,9 @@ def _data(run: Run, facts: Mapping[str, Any]) -> Iterator[str]:
     except UserError as error:
         yield f"data: {error}"
         return
-    if then is not None and manifest["content_sha256"] != then:
-        yield f"data: images of content {str(then)[:16]}… then, {manifest['content_sha256'][:16]}… now"
+    now = trained_on(manifest)
+    if then is not None and now != then:
+        yield f"data: training images of content {str(then)[:16]}… then, {now[:16]}… now"
     assert settings is not None
     if not Path(settings.root).is_dir():
         yield f"data: {settings.root} is not there now"

@@ -142,6 +142,52 @@ def _first_host(nodes: str) -> str:
     return match[1] + first + match[3]
 
 
+class Agreement:
+    """The largest of what the ranks say at each step, known one step later, so that nobody waits for it."""
+
+    def __init__(self) -> None:
+        self._pending: tuple[Tensor, dist.Work] | None = None
+
+    def largest(self, value: int) -> int:
+        """Say ``value`` and return the largest of the last step's, 0 at first; a single process has its own at once.
+
+        Every rank calls it at every step.
+        """
+        if world_size() == 1:
+            return value
+        answer = self.settle()
+        flag = torch.tensor(value, dtype=torch.int32)
+        self._pending = (flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True))
+        return answer
+
+    def settle(self) -> int:
+        """Return the largest of what was said last, and forget it; 0 where nothing was."""
+        if self._pending is None:
+            return 0
+        flag, work = self._pending
+        self._pending = None
+        work.wait()
+        return int(flag)
+
+
+def first_says(value: bool) -> bool:
+    """Return the first rank's ``value`` on all ranks, which wait for it."""
+    if world_size() == 1:
+        return value
+    flag = torch.tensor(int(value))
+    dist.broadcast(flag, 0)
+    return bool(flag)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Return the sum of ``values`` over all ranks, float64, without a gradient."""
+    total = values.detach().double()
+    if world_size() > 1:
+        total = total.clone()
+        dist.all_reduce(total)
+    return total
+
+
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -164,14 +210,25 @@ def all_reduce_with_gradient(tensor: Tensor) -> Tensor:
     return result
 
 
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total / world_size()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the mean of ``tensor`` over all ranks; its gradient is the local mean's.
+    """Return the mean of ``tensor`` over all ranks, the same on each to the last bit; its gradient is the local mean's.
 
     The backward pass is the identity: data-parallel training averages the ranks' gradients afterwards, and the two
     together make the gradient of the mean.
     """
     if world_size() == 1:
         return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return tensor + (total / world_size() - tensor.detach())
+    result: Tensor = _MeanOverRanks.apply(tensor)
+    return result

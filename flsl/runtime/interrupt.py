@@ -5,10 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType, TracebackType
 
-import torch
-import torch.distributed as dist
-
-from flsl.runtime.distributed import world_size
+from flsl.runtime.distributed import Agreement
 from flsl.runtime.errors import Stopped
 
 __all__ = ["StopRequest", "Stopped"]
@@ -25,7 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
-        self._pending: tuple[torch.Tensor, dist.Work] | None = None
+        self._agreement = Agreement()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -36,8 +33,8 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pending is not None and kind is None:
-            self._pending[1].wait()
+        if kind is None:
+            self._agreement.settle()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -52,13 +49,4 @@ class StopRequest:
 
         The ranks' answers of one step are gathered while the next one runs, so that nobody waits for them.
         """
-        if world_size() == 1:
-            return self.signum
-        answer = 0
-        if self._pending is not None:
-            flag, work = self._pending
-            work.wait()
-            answer = int(flag)
-        flag = torch.tensor(self.signum, dtype=torch.int32)
-        self._pending = (flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True))
-        return answer
+        return self._agreement.largest(self.signum)

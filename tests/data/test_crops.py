@@ -69,6 +69,10 @@ def test_blur_equals_torchvision() -> None:
         torch.testing.assert_close(made, tv.gaussian_blur(image, [13, 13], [sigma, sigma]), atol=1e-6, rtol=1e-5)
 
 
+def test_a_radius_of_zero_blurs_nothing() -> None:
+    assert torch.equal(blur_matrices(torch.zeros(2), 8, 3), torch.eye(8).expand(2, -1, -1))
+
+
 def test_rows_sum_to_one() -> None:
     starts, lengths = torch.tensor([0, 3, 10]), torch.tensor([16, 5, 1])
     for matrix in (resize_matrices(starts, lengths, 16, 7), blur_matrices(torch.tensor([0.2, 1.0, 5.0]), 16, 15)):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,17 +132,27 @@ def test_uavdt_from_frames_to_the_official_figures(tmp_path: Path, engine: str) 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_ranks_train_and_write_once(tiny: Path, tmp_path: Path, engine: str) -> None:
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_experiment(tiny, f"detection.engine={engine}").plain()))
+    settings = tiny_experiment(tiny, f"detection.engine={engine}", "compute.log_every=3")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings.plain()))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "flsl"]
     arguments = ["detect", "train", "--stage", "coco", "--random-init", "--config", str(tmp_path / "tiny.yaml")]
-    done = subprocess.run(
-        [*command, *arguments, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+
+    def train(out: Path) -> list[dict[str, Any]]:
+        done = subprocess.run(
+            [*command, *arguments, "--out", str(out)], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        lines = read_history(out / "history.jsonl")
+        return [{k: v for k, v in line.items() if k not in ("time", "images_per_second")} for line in lines]
+
+    history = train(tmp_path / "out")
     record = json.loads((tmp_path / "out/metrics.json").read_text())
     assert "coco/segm/AP" in record["metrics"]
-    steps = [line["step"] for line in read_history(tmp_path / "out/history.jsonl") if line["kind"] == "step"]
-    assert steps == [2, 4, 6]
+    assert [line["step"] for line in history if line["kind"] == "step"] == [3, 6]
+    # resumed after step 4, in the middle of a line
+    shutil.copytree(tmp_path / "out", tmp_path / "again")
+    (tmp_path / "again/checkpoints/step-000000006.pth").unlink()
+    assert train(tmp_path / "again") == history
 
 
 def test_changed_settings_start_anew_and_keep_the_old_files(tiny: Path, tmp_path: Path) -> None:

@@ -21,6 +21,17 @@ def test_logits_are_cosines_with_the_prototypes() -> None:
     torch.testing.assert_close(head(tokens), wanted)
 
 
+def test_cosines_are_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    head = ProjectionHead(8, prototypes=50, hidden=16, bottleneck=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = head(torch.randn(9, 8))
+        features = F.normalize(head.mlp(torch.randn(0, 8)).float(), dim=-1)
+    assert logits.dtype == features.dtype == torch.float32
+    # not rounded to bfloat16 on the way
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_layers_are_the_papers() -> None:
     kinds = [type(module) for module in ProjectionHead(384, 4096).mlp]
     assert kinds == [nn.Linear, nn.GELU, nn.Linear, nn.GELU, nn.Linear]

@@ -127,6 +127,7 @@ def test_drop_path_rate_rises_linearly_and_scales_what_is_kept() -> None:
     [
         ({"name": "vit_smal"}, "timm has no model 'vit_smal'"),
         ({"name": "resnet18"}, "VisionTransformers"),
+        ({"name": "vit_small_patch16_18x2_224"}, "compute several branches at a time"),
         ({"width": 30, "heads": 4}, "width"),
         ({"width": 6, "heads": 2}, "multiple of 4"),
     ],

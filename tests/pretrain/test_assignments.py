@@ -72,8 +72,9 @@ def test_half_precision_logits_are_kept_once_and_computed_with_in_float32() -> N
 
 def test_mean_entropy_equals_the_definition() -> None:
     logits = torch.rand(11, 9)
-    shares = torch.softmax(logits / 0.05, -1)
-    torch.testing.assert_close(mean_entropy(logits, 0.05), -(shares * shares.log()).sum(-1).mean())
+    for center in (None, torch.rand(9)):
+        shares = torch.softmax((logits if center is None else logits - center) / 0.05, -1)
+        torch.testing.assert_close(mean_entropy(logits, 0.05, center), -(shares * shares.log()).sum(-1).mean())
 
 
 def test_compiled_blocks_equal_plain_ones_at_all_sizes_and_temperatures() -> None:
@@ -86,4 +87,4 @@ def test_compiled_blocks_equal_plain_ones_at_all_sizes_and_temperatures() -> Non
         ]
         torch.testing.assert_close(*pairs)
         torch.testing.assert_close(*(torch.autograd.grad(value(*pair), student)[0] for pair in pairs))
-        torch.testing.assert_close(*(mean_entropy(teacher, temperature, blocks) for blocks in (PLAIN, compiled)))
+        torch.testing.assert_close(*(mean_entropy(teacher, temperature, None, blocks) for blocks in (PLAIN, compiled)))

@@ -46,6 +46,22 @@ def test_figures_equal_counting_by_hand() -> None:
     assert health.epoch()["position_information"] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_centred_assignments_are_those_of_the_targets() -> None:
+    tokens, logits, center = torch.rand(12, 3), torch.rand(12, 5), torch.tensor([0.9, 0.0, 0.2, 0.0, 0.1])
+    queries = torch.arange(12).reshape(3, 4) % 4
+    centred, shifted = Health(5, 4), Health(5, 4)
+    centred.update(tokens, logits, logits, 0.05, queries, center)
+    shifted.update(tokens, logits, logits - center, 0.05, queries)
+    assert centred.window() == pytest.approx(shifted.window())
+    assert centred.epoch() == pytest.approx(shifted.epoch())
+
+
+def test_a_single_token_has_no_variance() -> None:
+    health = Health(4, 1)
+    health.update(torch.rand(1, 2), torch.rand(1, 4), torch.rand(1, 4), 0.1, torch.zeros(1, 1, dtype=torch.int64))
+    assert health.window()["feature_variance"] == 0
+
+
 def test_window_and_epoch_start_anew() -> None:
     health = Health(4, 4)
     health.update(torch.rand(4, 2), torch.rand(4, 4), torch.rand(4, 4), 0.1, torch.arange(4)[None])

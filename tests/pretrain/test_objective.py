@@ -152,6 +152,19 @@ def test_volume_is_zero_for_uniform_and_log_k_for_collapsed_assignments() -> Non
         assert float(parts["volume"]) == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.02, 0.01, 0.005, 0.001])
+def test_prototypes_that_nothing_is_assigned_to_leave_the_gradient_finite(temperature: float) -> None:
+    logits = torch.full((5, 8), -0.9)
+    logits[:, 0] = 0.9
+    logits.requires_grad_()
+    objective = FLSLObjective(8, student_temperature=temperature)
+    loss, parts = objective(torch.rand(5, 3), torch.rand(5, 3), logits, logits.detach(), 0.07)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert float(parts["volume"]) == pytest.approx(math.log(8), abs=1e-5)
+
+
 def test_loss_is_float32_under_autocast() -> None:
     arrays = random_arrays(6, 8, 40, 1)
     exact, _ = call(FLSLObjective(40), arrays, 0.05)

@@ -1,7 +1,7 @@
 """When checkpoints are written: as the settings say, and at epochs' ends where that costs next to nothing."""
 
 from flsl.config.compute import ComputeSettings
-from flsl.pretrain.pace import Pace
+from flsl.runtime.pace import Pace
 
 
 class Clock:
