@@ -10,7 +10,7 @@ from typing import Any
 from flsl.config.data import DavisDataSettings
 from flsl.data.files import Row
 from flsl.data.findings import Findings
-from flsl.runtime.errors import UserError, inside
+from flsl.runtime.errors import UserError, right_in
 
 FRAMES = "JPEGImages/480p"
 MASKS = "Annotations/480p"
@@ -34,7 +34,7 @@ def read_lists(root: Path | str) -> dict[str, list[str]]:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read as a list of sequences ({error})") from None
         for name in lists[path.stem]:
-            inside(folder, name, path)
+            right_in(folder, name, path)
     if not any(lists.values()):
         raise UserError(f"{folder}: lists no sequences; DAVIS' {LISTS}/val.txt is expected there")
     return lists

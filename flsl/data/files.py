@@ -272,6 +272,8 @@ def _seen_as(row: Row, holds: Holds) -> bool:
 
 def _row(line: list[str]) -> Row:
     path, split, class_name, width, height, mode, format_, size, mtime_ns, digest, status, ids = line
+    if path.startswith("/") or (".." in path and ".." in path.split("/")):
+        raise ValueError(f"the path '{path}' leaves the data set")
     return Row(
         path, split, class_name, int(width), int(height), mode, format_, int(size), int(mtime_ns), digest, status, ids
     )

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from flsl.runtime.errors import UserError
+from flsl.runtime.errors import UserError, right_in
 from flsl.runtime.outputs import read_json
 
 PACK = "pack.json"
@@ -51,6 +51,12 @@ class Pack:
             raise UserError(f"{index}: cannot be read as the pack's index ({error}); {_AGAIN}") from None
         if self._index.shape != (found["images"], 3) or self._index.dtype != np.int64:
             raise UserError(f"{index}: not the index of {found['images']} images; {_AGAIN}")
+        shard, start, size = self._index.T
+        ends = np.array([each["bytes"] for each in found["shards"]], dtype=np.int64)
+        if not ((shard >= 0) & (shard < len(ends)) & (start >= 0) & (size >= 0)).all() or (
+            (size > ends[shard] - start).any()
+        ):
+            raise UserError(f"{index}: names places that the pack's files do not have; {_AGAIN}")
         self._open: dict[int, BinaryIO] = {}
 
     def __len__(self) -> int:
@@ -133,6 +139,7 @@ def plain(folder: Path, name: str) -> Path:
     Raises:
         UserError: when the name is not that of a file right in the pack.
     """
-    if not isinstance(name, str) or Path(name).name != name:
-        raise UserError(f"{folder / PACK}: '{name}' is no name of a file in the pack; {_AGAIN}")
-    return folder / name
+    try:
+        return right_in(folder, name, folder / PACK)
+    except UserError as error:
+        raise UserError(f"{error}; {_AGAIN}") from None

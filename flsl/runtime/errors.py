@@ -67,6 +67,17 @@ def require_folder(path: Path | str, what: str) -> Path:
     return path
 
 
+def right_in(folder: Path, name: object, source: Path | str) -> Path:
+    """Return ``folder / name``, refusing a name (read from a data file) that is not one of something right in there.
+
+    Raises:
+        UserError: naming ``source``, the file in which the name stands, when it is no plain name.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise UserError(f"{source}: '{name}' is no plain name of something right in {folder}")
+    return folder / name
+
+
 def inside(root: Path, relative: str, source: Path | str) -> Path:
     """Return ``root / relative``, refusing a path (read from a data file) that leaves ``root``.
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from flsl.config.video import DavisSettings
 from flsl.data.decode import reason
-from flsl.runtime.errors import UserError, inside, nearest, require_folder
+from flsl.runtime.errors import UserError, nearest, require_folder, right_in
 from flsl.runtime.progress import counted
 
 LabelMap: TypeAlias = NDArray[np.uint8]
@@ -69,10 +69,10 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
     wanted = list(dict.fromkeys(only))
     frames = root / "JPEGImages" / settings.resolution
     for name in wanted:
-        if name not in names and not inside(frames, name, "--sequences").is_dir():
+        if name not in names and not right_in(frames, name, "--sequences").is_dir():
             raise UserError(f"--sequences: '{name}' is not a sequence of {path}{nearest(name, names)}")
     for name in names:
-        inside(frames, name, path)
+        right_in(frames, name, path)
     if not names:
         raise UserError(f"{path}: lists no sequence; one name a line is expected")
     return wanted or names

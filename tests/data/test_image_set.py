@@ -86,13 +86,24 @@ _NAMES = st.text(st.characters(exclude_characters="\0"), min_size=1).map(
 )
 
 
-@given(st.lists(st.tuples(_NAMES, _NAMES, st.integers(0, 2**63)), max_size=5))
+def _stays(path: str) -> bool:
+    return not path.startswith("/") and ".." not in path.split("/")
+
+
+@given(st.lists(st.tuples(_NAMES.filter(_stays), _NAMES, st.integers(0, 2**63)), max_size=5))
 @settings(max_examples=100)
 def test_files_csv_gives_back_any_name(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
     folder = tmp_path_factory.mktemp("csv")
     made = [Row(path, "train", name, 1, 2, "RGB", "JPEG", 3, time, "0" * 16, "ok", "") for path, name, time in rows]
     write_rows(folder, made)
     assert list(read_rows(folder / FILES)) == made
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/secret.png", "train/../../secret.png"])
+def test_files_csv_names_nothing_outside_the_data_set(tmp_path: Path, path: str) -> None:
+    write_rows(tmp_path, [Row(path, "train", "", 1, 2, "RGB", "PNG", 3, 4, "0" * 16, "ok", "")])
+    with pytest.raises(UserError, match="leaves the data set"):
+        list(read_rows(tmp_path / FILES))
 
 
 def test_manifest_imports_neither_torch_nor_pandas() -> None:

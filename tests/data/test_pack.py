@@ -148,6 +148,10 @@ def _damage(place: Path, what: str) -> None:
             index.write_bytes(index.read_bytes()[:40])
         case "other index":
             np.save(index, np.zeros((3, 3), np.int64))
+        case "wild index":
+            np.save(index, np.load(index) + np.array([0, 2**40, 0]))
+        case "shard beyond":
+            np.save(index, np.load(index) + np.array([99, 0, 0]))
         case "pickled index":
             np.save(index, np.array([{}]), allow_pickle=True)
         case "no pack":
@@ -172,11 +176,13 @@ def _damage(place: Path, what: str) -> None:
         ("no index", r"\.npy: cannot be read as the pack's index"),
         ("truncated index", r"\.npy: cannot be read as the pack's index"),
         ("other index", r"\.npy: not the index of 13 images"),
+        ("wild index", r"\.npy: names places that the pack's files do not have"),
+        ("shard beyond", r"\.npy: names places that the pack's files do not have"),
         ("pickled index", r"\.npy: cannot be read as the pack's index"),
         ("no pack", r"pack\.json: no such file; the pack that `flsl data pack` writes is expected there"),
         ("not json", r"pack\.json: not valid JSON"),
         ("no splits", r"pack\.json: does not describe a pack"),
-        ("a path", r"'\.\./images/train/cat/0\.jpg' is no name of a file in the pack"),
+        ("a path", r"'\.\./images/train/cat/0\.jpg' is no plain name of something right in"),
         ("no name", r"manifest/pack\.json: names no pack; .*or remove it to read the images from their folder"),
     ],
 )

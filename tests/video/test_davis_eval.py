@@ -196,7 +196,11 @@ BAD = {
     "unknown split": (lambda root, _: (root / "ImageSets/2017/val.txt").rename(root / "ImageSets/2017/dev.txt"), "dev"),
     "empty split": (lambda root, _: (root / "ImageSets/2017/val.txt").write_text("\n"), "lists no sequence"),
     "listed but absent": (lambda root, _: (root / "ImageSets/2017/val.txt").write_text("b\n"), "masks of b"),
-    "climbing list": (lambda root, _: (root / "ImageSets/2017/val.txt").write_text("../x\n"), "leaves"),
+    "climbing list": (lambda root, _: (root / "ImageSets/2017/val.txt").write_text("../x\n"), "no plain name"),
+    "list of the folder itself": (
+        lambda root, _: (root / "ImageSets/2017/val.txt").write_text(".\n"),
+        "'.' is no plain name",
+    ),
     "no data set": (lambda root, _: shutil.rmtree(root), "no such folder"),
 }
 

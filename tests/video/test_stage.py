@@ -280,7 +280,7 @@ def test_masks_made_with_several_settings_are_not_evaluated_together(davis, tmp_
         (["propagate", "--davis", "D", "--out", "m"], "--backbone: name the encoder"),
         (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--random-init"], "needs no encoder"),
         (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--sequences", "oen"], "did you mean 'one'"),
-        (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--sequences", "../one"], "leaves"),
+        (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--sequences", "../one"], "no plain name"),
         (["propagate", "--davis", "D", "--out", "m", "--copy-first-mask", "--split", "dev"], "there is val"),
         (["propagate", "--davis", "D", "--out", "m", "--backbone", "b.safetensors"], "b.safetensors: no such file"),
         (["evaluate", "--davis", "D", "--masks", "m", "--out", "o.json"], "m/one: no such folder"),
