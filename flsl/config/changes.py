@@ -48,13 +48,16 @@ def key_of(changes: Mapping[str, Any]) -> str:
 
 
 def check_name(name: str, source: str) -> None:
-    """Refuse a setting that may not differ between runs.
+    """Refuse a setting that may not differ between runs, and a section, whose other settings would be lost.
 
     Raises:
         UserError: with the nearest name.
     """
     section = name.split(".")[0]
     if section in VARIABLE:
+        below = next((leaf for leaf, _ in leaves(Experiment(project="x")) if leaf.startswith(f"{name}.")), None)
+        if below is not None:
+            raise UserError(f"{source}: {name}: is a whole section; name its settings one by one, e.g. '{below}'")
         return
     if section in Experiment.model_fields:
         raise UserError(

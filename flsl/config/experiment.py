@@ -85,3 +85,14 @@ class Experiment(Settings):
     compute: ComputeSettings = Field(ComputeSettings(), description="Devices, threads, intervals: speed, not results.")
     cluster: ClusterSettings = Field(ClusterSettings(), description="The job of `flsl submit pretrain`.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Experiment:
+        both = sorted(set(self.runs) & set(self.baselines))
+        if both:
+            raise ValueError(f"runs.{both[0]}: baselines has that name, too; rename one of them")
+        # {…} is a wildcard to snakemake, and the others have a meaning in the address of MLflow's store
+        special = sorted(set(self.results) & set("{}?#%"))
+        if special:
+            raise ValueError(f"results: '{self.results}' has the character {special[0]}; choose a folder without it")
+        return self

@@ -146,7 +146,8 @@ def _map(axis: Axes, found: AblationTable, head: Headline) -> None:
         y, x = ys.index(row.values[down]), xs.index(row.values[along])
         spread = row.figures[head.metric]
         if spread.mean is None:
-            axis.text(x, y, "missing", ha="center", va="center", fontsize=8, color=_LACKING)
+            text = "missing" if spread.planned else "—"
+            axis.text(x, y, text, ha="center", va="center", fontsize=8, color=_LACKING)
         else:
             text = f"{spread.mean:.1f}" + (f"\n± {spread.deviation:.1f}" if spread.deviation is not None else "")
             lacking = f"\n{len(spread.values)} of {spread.planned}" if len(spread.values) < spread.planned else ""
@@ -176,7 +177,7 @@ def _bars(axis: Axes, found: AblationTable, head: Headline) -> None:
     for place, spread in enumerate(spreads):
         if len(spread.values) > 1:
             axis.plot(spread.values, [place] * len(spread.values), ".", color="black", markersize=4)
-        text = "missing" if spread.mean is None else f"{spread.mean:.1f}"
+        text = f"{spread.mean:.1f}" if spread.mean is not None else "missing" if spread.planned else "—"
         if spread.mean is not None and len(spread.values) < spread.planned:
             text += f" ({len(spread.values)} of {spread.planned})"
         axis.annotate(

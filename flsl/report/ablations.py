@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ class Spread:
 
     Attributes:
         values: one a seed that has it.
-        planned: how many seeds there should be.
+        planned: how many seeds should have it; 0 where the point is evaluated in another way.
     """
 
     values: list[float]
@@ -119,23 +119,9 @@ def tabulate(project: Project, ablation: Ablation) -> AblationTable:
     for point in ablation.points:
         groups.setdefault(json.dumps([point.name, point.values]), []).append(point)
     figures = {point.run: runs[point.run].figures if point.run in runs else {} for point in ablation.points}
-    heads = [
-        head
-        for head in headlines({metric for own in figures.values() for metric in own})
-        if head.metric.partition("/")[0] in ablation.stages
-    ]
+    heads = [head for head in headlines(figures.values()) if head.metric.partition("/")[0] in ablation.stages]
     rows = [
-        Row(
-            label=point_label(points[0]),
-            points=points,
-            figures={
-                head.metric: Spread(
-                    [figures[point.run][head.metric] for point in points if head.metric in figures[point.run]],
-                    len(points),
-                )
-                for head in heads
-            },
-        )
+        Row(point_label(points[0]), points, {head.metric: _spread(head.metric, points, runs) for head in heads})
         for points in groups.values()
     ]
     missing = []
@@ -149,6 +135,20 @@ def tabulate(project: Project, ablation: Ablation) -> AblationTable:
     stages = {PRETRAIN, FEATURES, *ablation.stages}
     stale = [one for one in stale_stages(project) if one.run in figures and one.stage in stages]
     return AblationTable(ablation, heads, rows, missing, reference(project), stale)
+
+
+def _spread(metric: str, points: Sequence[Point], runs: Mapping[str, Run]) -> Spread:
+    """Gather a figure over a point's seeds; one whose stage is complete without it was not to have it."""
+    stage, values, planned = metric.partition("/")[0], [], 0
+    for point in points:
+        run = runs.get(point.run)
+        own = run.stages.get(stage) if run is not None else None
+        if run is not None and metric in run.figures:
+            values.append(run.figures[metric])
+            planned += 1
+        elif own is None or own.record is None:
+            planned += 1
+    return Spread(values, planned)
 
 
 def short(axis: str) -> str:
@@ -232,7 +232,7 @@ def _table(found: AblationTable) -> str:
 
 def _cell(spread: Spread, chosen: bool) -> str:
     if spread.mean is None:
-        return "missing"
+        return "missing" if spread.planned else "—"
     text = f"{spread.mean:.2f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.2f}")
     text = f"**{text}**" if chosen else text
     return text if len(spread.values) == spread.planned else f"{text} ({len(spread.values)} of {spread.planned} seeds)"

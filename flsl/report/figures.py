@@ -101,7 +101,7 @@ def plot_bars(project: Project, outputs: Sequence[Path]) -> None:
         UserError: when the project holds no runs, or a file cannot be written.
     """
     check_some(project)
-    heads = headlines({metric for run in project.runs for metric in run.figures})
+    heads = headlines(run.figures for run in project.runs)
     runs = [run for run in project.runs if any(head.metric in run.figures for head in heads)]
     if not heads:
         _nothing(outputs, f"no run of {project.name} is evaluated yet")

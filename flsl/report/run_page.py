@@ -71,7 +71,7 @@ def run_page(project: Project, name: str) -> str:
 
 
 def _figures(project: Project, run: Run) -> str:
-    heads = headlines(run.figures)
+    heads = headlines([run.figures])
     if not heads:
         return "It has not been evaluated yet."
     base = reference(project)

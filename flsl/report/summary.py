@@ -54,7 +54,7 @@ def summary(project: Project) -> str:
     """Return the summary of a project as Markdown."""
     runs = [run for run in project.runs if not run.baseline]
     figures = ordered({metric: None for run in project.runs for metric in run.figures})
-    heads = headlines(figures)
+    heads = headlines(run.figures for run in project.runs)
     shown = _shown(project, heads)
     gaps, stale = missing(project), stale_stages(project)
     parts = [

@@ -16,7 +16,7 @@ from flsl.runtime.ablations import membership, point_label, read_ablations
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.results import Project, Run, flat, read_project
 
-# (what it is, its name; `@20` stands for the nearest k that was evaluated), in the order of the tables
+# (what it is, its name; `@20` stands for the nearest k that a run evaluated), in the order of the tables
 _HEADLINES = (
     ("k-NN top-1", "knn/top1@20"),
     ("linear top-1", "linear/top1"),
@@ -75,11 +75,7 @@ def tidy(project: Project) -> pd.DataFrame:
     varied = {name for run in project.runs for name in _params(run)}
     rows: list[dict[str, Any]] = []
     for run in project.runs:
-        own = _params(run)
-        if not run.baseline:
-            # a setting that another run changes has a value in this one as well
-            everything = flat(run.config)
-            own |= {name: everything[name] for name in varied - own.keys() if name in everything}
+        own = _params(run) if run.baseline else _complete(run, varied)
         params = {name: _cell(value) for name, value in own.items()}
         about = {"seed": run.seed, "ablations": ",".join(member.get(run.name, []))}
         for stage in run.stages.values():
@@ -144,7 +140,9 @@ def wide(project: Project) -> pd.DataFrame:
 
 def changed_settings(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
     """Return for each run (baselines have none) the settings that are not the same in all runs, lists as JSON text."""
-    own = {run.name: {} if run.baseline else _params(run) for run in runs}
+    pretrainings = [run for run in runs if not run.baseline]
+    varied = {name for run in pretrainings for name in _params(run)}
+    own = {run.name: {} if run.baseline else _complete(run, varied) for run in runs}
     pretrained = [values for values in own.values() if values]
     names = {name for values in pretrained for name in values}
     differ = {name for name in names if len({json.dumps(values.get(name)) for values in pretrained}) > 1}
@@ -158,20 +156,30 @@ def changed_settings(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
     }
 
 
-def headlines(metrics: Iterable[str]) -> list[Headline]:
-    """Return the figures that runs are judged by, of those that there are."""
-    known = set(metrics)
+def headlines(runs: Iterable[Iterable[str]]) -> list[Headline]:
+    """Return the figures that runs are judged by, of those that there are.
+
+    Args:
+        runs: the names of each run's figures. Runs that were evaluated with other numbers of neighbours are judged by
+            figures of their own.
+    """
+    each = [set(metrics) for metrics in runs]
     found = []
     for label, metric in _HEADLINES:
         base, _, usual = metric.partition("@")
         if usual.isdecimal():
-            endings = (name.partition("@")[2] for name in known if name.startswith(f"{base}@"))
-            ks = [int(ending) for ending in endings if ending.isdecimal()]
-            nearest = min(ks, key=lambda k: abs(k - int(usual)), default=int(usual))
-            label, metric = f"{label} (k = {nearest})", f"{base}@{nearest}"
-        if metric in known:
+            nearest = {k for known in each if (k := _nearest(known, f"{base}@", int(usual))) is not None}
+            found += [Headline(f"{label} (k = {k})", f"{base}@{k}") for k in sorted(nearest)]
+        elif any(metric in known for known in each):
             found.append(Headline(label, metric))
     return found
+
+
+def _nearest(metrics: Iterable[str], start: str, usual: int) -> int | None:
+    """Return the k nearest to the usual one, of the figures called ``<start><k>``; the smaller of two as near."""
+    endings = (name.removeprefix(start) for name in metrics if name.startswith(start))
+    ks = [int(ending) for ending in endings if ending.isdecimal()]
+    return min(ks, key=lambda k: (abs(k - usual), k), default=None)
 
 
 def more_is_better(metric: str) -> bool | None:
@@ -216,6 +224,14 @@ def check_some(project: Project) -> None:
     """
     if not project.runs:
         raise UserError(f"{project.folder}: holds no runs; a project's folder has runs/<run>/… below it")
+
+
+def _complete(run: Run, varied: set[str]) -> dict[str, Any]:
+    """Return a run's settings with those that another run changes, which have a value in this one as well."""
+    own = _params(run)
+    missing = varied - own.keys()
+    everything = flat(run.config) if missing else {}
+    return own | {name: everything[name] for name in sorted(missing) if name in everything}
 
 
 def _params(run: Run) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ SHARED_FILES: Mapping[str, tuple[str, ...]] = {
 
 
 def share_stage(source: Path, out: Path, run: str) -> dict[str, Any]:
-    """Give a run the stage that another run has made.
+    """Give a run the stage that another run has made, in place of what it may have made itself.
 
     Files are relative links, so that a results folder may be moved; ``metrics.json`` is a file of its own with the
     run's name and, as ``shared_from``, the maker's.
@@ -45,6 +46,10 @@ def share_stage(source: Path, out: Path, run: str) -> dict[str, Any]:
     for name in files:
         require_file(source / name, "a file of the stage that is shared")
     record = dict(read_json(source / _RECORD, "the record of the stage that is shared"))
+    with writing(out):
+        for path in out.iterdir() if out.is_dir() else ():
+            if path.name not in files:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     record |= {"shared_from": record.get("run", source.parent.name), "run": run}
     for name in files:
         if name != _RECORD:

@@ -15,6 +15,7 @@ from flsl.track.names import curve_name
 
 _COORDINATES = ("kind", "step", "epoch", "time")
 _PROBE = 4096
+_MOST_STEPS = 2**53
 _LONGEST_BATCH = 20_000  # so many points are held at once; the store makes calls of them that MLflow takes
 
 
@@ -94,9 +95,9 @@ def new_points(path: Path, mark: Mark, start: int) -> Iterator[tuple[list[Point]
 def _points(line: bytes, start: int) -> list[Point]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
-    if not isinstance(row, dict) or not is_number(row.get("step")):
+    if not isinstance(row, dict) or not is_number(row.get("step")) or not abs(row["step"]) < _MOST_STEPS:
         return []
     step, kind = int(row["step"]), str(row.get("kind", "step"))
     timestamp = milliseconds(row.get("time"), start)

@@ -79,6 +79,6 @@ def _figures(runs: Sequence[Run]) -> list[str]:
     from flsl.report.tables import headlines, ordered
 
     known = ordered({name: None for run in runs for name in run.figures})
-    first = [head.metric for head in headlines(known)]
+    first = [head.metric for head in headlines(run.figures for run in runs)]
     stages = [name for name in known if name.split("/")[0] not in _NOT_SHOWN and name not in first]
     return [*first, *stages]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import jsonschema
@@ -100,6 +101,21 @@ def test_merge_keeps_what_is_not_replaced(base: dict[str, object], over: dict[st
 )
 def test_numbers_are_read_as_yaml_1_2_does(text: str, value: object) -> None:
     assert parse_yaml(text, "test") == value
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"runs": {"long": {"pretrain": {"epochs": 3}}}}, "runs.long: pretrain: is a whole section"),
+        ({"runs": {"untrained": {}}}, "runs.untrained: baselines has that name, too"),
+        ({"results": "re{x}s"}, "results: 're{x}s' has the character {"),
+        ({"results": "a?b"}, "results: 'a?b' has the character ?"),
+    ],
+)
+def test_what_would_go_wrong_later_is_refused_at_once(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_experiment(write(tmp_path / "a.yaml", {"project": "a", **settings}))
+    assert words in str(caught.value)
 
 
 def test_run_changes_are_checked_when_the_file_is_read(tmp_path: Path) -> None:

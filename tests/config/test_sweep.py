@@ -171,6 +171,8 @@ def test_the_run_of_a_point_can_be_named_on_the_command_line() -> None:
         ({"grid": {"pretrian.epochs": [1]}}, "pretrian.epochs: unknown setting (did you mean 'pretrain.epochs'?)"),
         ({"grid": {"pretrain.prototypes": ["x"]}}, 'prototypes: input should be a valid integer, not "x"'),
         ({"grid": {"pretrain.prototypes": [4, 4]}}, "the value 4 stands there twice"),
+        ({"grid": {"pretrain": [{"epochs": 3}]}}, "a.grid: pretrain: is a whole section; name its settings one by one"),
+        ({"points": [{"pretrain.views": {"local_crops": 1}}]}, "e.g. 'pretrain.views.teacher_size'"),
         ({"grid": {"compute.compile": [True]}}, "'compute.compile' cannot differ between runs"),
         ({"grid": {"pretrain.query_window": [2, 99]}}, "query_window: 99 is larger than the 14 tokens"),
         ({"points": [{}, {"pretrain.prototypes": 4096}]}, "a.points.1: is the same point as ablations.a.points.0"),

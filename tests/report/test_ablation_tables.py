@@ -20,6 +20,7 @@ from flsl.cli import main
 from flsl.report.ablation_figures import kind_of, plot_ablation
 from flsl.report.ablations import AblationTable, page, tabulate
 from flsl.report.state import missing
+from flsl.report.summary import summary
 from flsl.report.tables import load_results
 from flsl.runtime.ablations import log_tail, read_ablation
 from flsl.runtime.errors import UserError
@@ -99,6 +100,23 @@ def test_the_page_marks_base_and_best_and_names_no_chance_as_none(tmp_path: Path
     assert "<strong>60.00</strong>" in whole
     assert '<img src="data:image/png;base64,' in whole
     assert "figure.png" not in whole
+
+
+def test_points_evaluated_with_other_ks_have_figures_of_their_own(tmp_path: Path) -> None:
+    results = ablated(tmp_path, {"a": {"grid": {"knn.k": [[1], [3], [5]]}, "stages": ["knn"]}})
+    for run, k in (("knn.k-1", 1), ("knn.k-3", 3), ("knn.k-5", 5)):
+        results.stage(run, "knn", {f"knn/top1@{k}": 10.0 * k}, {"k": [k]})
+    text = (write(results) / "a/table.md").read_text()
+    assert cells(text)[:4] == [
+        ["`knn.k`", "k-NN top-1 (k = 1)", "k-NN top-1 (k = 3)", "k-NN top-1 (k = 5)"],
+        ["[1]", "10.00", "—", "—"],
+        ["[3]", "—", "30.00", "—"],
+        ["[5]", "—", "—", "50.00"],
+    ]
+    assert "missing |" not in text
+    assert "Nothing: 3 points, all with every figure." in text
+    ran = {row[0]: row[2] for row in cells(summary(read_project(results.folder))) if len(row) > 3 and row[1] == "0"}
+    assert ran == {"`base`": "", **{f"`knn.k-{k}`": f"`knn.k` = [{k}]" for k in (1, 3, 5)}}
 
 
 def test_figures_of_other_settings_than_planned_are_told_as_stale(tmp_path: Path) -> None:

@@ -89,10 +89,15 @@ def test_which_value_is_the_better_one() -> None:
 
 
 def test_the_usual_k_is_the_headline_or_the_nearest_to_it() -> None:
-    found = headlines({"knn/top1@10", "knn/top1@20", "knn/top5@20", "uavdt/AP@0.7", "uavdt/AP@0.7/day"})
+    found = headlines([{"knn/top1@10", "knn/top1@20", "knn/top5@20", "uavdt/AP@0.7", "uavdt/AP@0.7/day"}])
     assert [head.metric for head in found] == ["knn/top1@20", "uavdt/AP@0.7"]
-    assert [head.metric for head in headlines({"knn/top1@5", "knn/top1@100"})] == ["knn/top1@5"]
-    assert headlines({"pretrain/loss"}) == []
+    assert [head.metric for head in headlines([{"knn/top1@5", "knn/top1@100"}])] == ["knn/top1@5"]
+    assert headlines([{"pretrain/loss"}, set()]) == []
+
+
+def test_runs_with_other_ks_are_judged_by_figures_of_their_own() -> None:
+    found = headlines([{"knn/top1@3"}, {"knn/top1@1"}, {"knn/top1@5", "knn/top1@1"}, {"linear/top1"}])
+    assert [head.metric for head in found] == ["knn/top1@1", "knn/top1@3", "knn/top1@5", "linear/top1"]
 
 
 def test_the_best_is_bold_and_baselines_are_called_so(results: Results) -> None:

@@ -43,6 +43,15 @@ def test_sharing_again_takes_what_is_there_now(runs: Path) -> None:
     assert sorted(path.name for path in (runs / "other/pretrain").iterdir()) == ["backbone.safetensors", "metrics.json"]
 
 
+def test_what_the_run_made_itself_before_does_not_stay(runs: Path) -> None:
+    own = runs / "other/pretrain"
+    (own / "checkpoints").mkdir(parents=True)
+    for name in ("checkpoints/step-1.pth", "checkpoint.pth", "history.jsonl", "metrics.json"):
+        (own / name).write_text("its own")
+    share_stage(runs / "base/pretrain", own, "other")
+    assert sorted(path.name for path in own.iterdir()) == ["backbone.safetensors", "metrics.json"]
+
+
 def test_mistakes_leave_nothing_behind(runs: Path) -> None:
     (runs / "base/pretrain/backbone.safetensors").unlink()
     with pytest.raises(UserError, match=r"backbone.safetensors: no such file"):

@@ -45,6 +45,7 @@ def test_odd_lines_do_not_hide_the_others(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     path.write_text(
         '{"step": 1, "loss": 2, "note": "x", "ok": true}\nnonsense\n[1]\n{"loss": 1}\n{"step": 2, "loss": NaN}\n'
+        '{"step": 1e400, "loss": 1}\n{"step": NaN, "loss": 1}\n'
     )
     points = [point for batch, _ in new_points(path, Mark(), 5000) for point in batch]
     assert [(point.name, point.step, point.timestamp) for point in points] == [

@@ -81,6 +81,13 @@ def test_the_untrained_encoder_is_there_to_compare_with(finished: Path) -> None:
     assert planned(finished, settings) == {"pretrain": 1, "baseline": 1, "features": 2, "knn": 2, **TABLES}
 
 
+def test_an_ablation_of_runs_that_are_there_reaches_summary_and_mlflow(finished: Path) -> None:
+    settings = config(new={"stages": ["knn"], "points": [{}]})
+    plan = planned_of(snakemake(finished, "--dry-run", config=settings))
+    assert {"tabulate_ablation", "summary", "track"} <= plan.keys()
+    assert "pretrain" not in plan
+
+
 def test_all_makes_the_ablations_of_the_config(finished: Path) -> None:
     counts = planned(finished, config(a={"grid": {"pretrain.prototypes": [8, 16]}}), "all")
     assert counts["tabulate_ablation"] == 1

@@ -241,6 +241,7 @@ def test_failure_leaves_the_others_results_and_names_the_log(copied: Path) -> No
     ("sections", "words"),
     [
         ({"knn": {"k": [0]}}, "knn.k.0: input should be greater than or equal to 1"),
+        ({"runs": {"untrained": {}}}, "runs.untrained: baselines has that name, too"),
         ({"pretrian": {}}, "pretrian: unknown setting (did you mean 'pretrain'?)"),
         ({"data": {"images": None}}, "data.images: pretraining needs an image folder"),
         ({"runs": {"x": {"pretrain.lr": 1}}}, "runs.x: pretrain.lr: unknown setting"),
@@ -273,6 +274,13 @@ def test_rules_are_in_one_shape() -> None:
         wanted = ["log:", "message:"] + ([] if "localrule: True" in body else ["resources:", "threads:"][:1])
         missing.update(f"{name} {part}" for part in wanted if part not in body)
     assert not missing
+
+
+def test_numbers_in_quotes_are_strings(tmp_path: Path) -> None:
+    config = changed(project="2024", cluster={"account": "1234"})
+    result = snakemake(tmp_path, "--dry-run", config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "results/2024/summary.md" in result.stdout + result.stderr
 
 
 def test_settings_of_the_command_line_keep_their_types(tmp_path: Path) -> None:

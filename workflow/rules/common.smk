@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
 
 from flsl.config.chain import check_chains
 from flsl.config.experiment import Experiment
@@ -20,7 +21,7 @@ from flsl.data.scenes.davis import splits as made_splits
 from flsl.launch.request import processes
 from flsl.launch.work import for_detection
 from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import write_text
+from flsl.runtime.outputs import sha256_json, write_text
 from flsl.video.sequences import sequence_names
 
 # a --configfile is laid over the default one by snakemake; a whole experiment must not inherit from the demo
@@ -36,7 +37,7 @@ SOURCE = Path(workflow.configfiles[-1]) if workflow.configfiles else Path("confi
 
 
 def typed(value):
-    """Return a setting with its numbers as numbers: snakemake's --config hands nested ones over as strings."""
+    """Return a setting of --config with its numbers as numbers: snakemake hands nested ones over as strings."""
     if isinstance(value, dict):
         return {name: typed(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -45,8 +46,11 @@ def typed(value):
     return yaml.safe_load(value) if plain else value
 
 
+# a number in quotes in a file is a string, and stays one
+update_config(config, typed(dict(workflow.config_settings.config)))
+
 try:
-    EXPERIMENT = check(Experiment, compose(typed(config), SOURCE), str(SOURCE))
+    EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE))
     require_data(EXPERIMENT)
     PLAN = plan(EXPERIMENT)
     RESOLVED = {name: run.settings for name, run in PLAN.runs.items()}

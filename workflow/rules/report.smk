@@ -32,6 +32,8 @@ rule summary:
         "../../envs/flsl.yaml"
     params:
         folder=subpath(output.csv, parent=True),
+        # it names them
+        ablations=sha256_json([record(PLAN, name) for name in PLAN.ablations]),
     message:
         "Summary of all runs"
     shell:
@@ -89,6 +91,7 @@ rule track:
     input:
         all_metrics,
         project("curves.png"),
+        [files_of_ablation(name) for name in PLAN.ablations],
     output:
         project("tracked.txt"),
     log:
