@@ -30,8 +30,9 @@ from torch import Tensor
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
 from flsl.data.images import ImageSet
+from flsl.data.order import Order
 from flsl.data.views import Batch
-from flsl.pretrain.loader import Loaded, Order, build_loader
+from flsl.pretrain.loader import Loaded, build_loader
 from flsl.pretrain.schedules import values_at
 from flsl.pretrain.step import TrainingStep
 from flsl.pretrain.trainer import Job, pretrain

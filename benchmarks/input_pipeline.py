@@ -38,10 +38,11 @@ from flsl.config.data import ImageFolderSettings
 from flsl.config.pretrain import PretrainSettings
 from flsl.data.check import check_data
 from flsl.data.images import ImageSet
+from flsl.data.order import Order
 from flsl.data.packing import pack_images
 from flsl.data.pixels import decode_pixels, read_bytes
 from flsl.data.views import FLSLViews
-from flsl.pretrain.loader import Order, TeacherCrops, build_loader
+from flsl.pretrain.loader import TeacherCrops, build_loader
 from flsl.runtime.distributed import Process
 
 GPU_CORES = 16

@@ -1,4 +1,4 @@
-"""COCO-format images for training and prediction: what is sound, in an order and with changes that are reproducible."""
+"""COCO-format images for training and prediction: what is sound, with changes that are reproducible."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ import torch
 from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from flsl.config.detect import RecipeSettings
 from flsl.data.images import load_rgb
+from flsl.data.order import Key
 from flsl.detect.augment import Geometry, Target, apply_image, apply_target, draw, fitted
 from flsl.detect.coco_files import Annotations, Record
 from flsl.detect.rle import check, check_codes, compress
 from flsl.runtime.errors import UserError, inside, require_folder
 from flsl.runtime.outputs import sha256_file
-
-Key = tuple[int, int]
 
 
 class Sample(NamedTuple):
@@ -202,73 +201,14 @@ def _check_size(size: tuple[int, int], record: Record, folder: Path) -> None:
         )
 
 
-class Order(Sampler[list[Key]]):
-    """This rank's micro-batches from a step on to the end of training; an epoch's order is a function of the seed.
-
-    Raises:
-        UserError: when a step's images are more than there are or cannot be shared equally.
-    """
-
-    def __init__(
-        self, images: int, recipe: RecipeSettings, seed: int, rank: int = 0, world_size: int = 1, start: int = 0
-    ) -> None:
-        shares = recipe.accumulate * world_size
-        if recipe.batch_size % shares:
-            raise UserError(
-                f"batch_size: {recipe.batch_size} images cannot be shared by {world_size} ranks x "
-                f"{recipe.accumulate} micro-batches; take a multiple of {shares}"
-            )
-        if recipe.batch_size > images:
-            raise UserError(f"batch_size: {recipe.batch_size} is more than the {images} images with objects")
-        self.steps_per_epoch = images // recipe.batch_size
-        self.steps = recipe.epochs * self.steps_per_epoch
-        self._images, self._recipe, self._seed = images, recipe, seed
-        self._rank, self._world_size, self._start = rank, world_size, start
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        recipe = self._recipe
-        share = recipe.batch_size // recipe.accumulate // self._world_size
-        for epoch in range(self._start // self.steps_per_epoch, recipe.epochs):
-            order = np.random.default_rng((self._seed, epoch)).permutation(self._images)
-            for step in range(max(0, self._start - epoch * self.steps_per_epoch), self.steps_per_epoch):
-                batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-                for micro in batch.reshape(recipe.accumulate, self._world_size, share)[:, self._rank]:
-                    yield [(epoch, int(index)) for index in micro]
-
-    def __len__(self) -> int:
-        return (self.steps - self._start) * self._recipe.accumulate
-
-
 def loader(data: Dataset[Sample], workers: int, **order: Any) -> Iterator[list[Sample]]:
     """Yield batches as lists of samples; ``order`` is a DataLoader's ``batch_sampler`` or ``batch_size``.
 
     Raises:
         UserError: naming an image that cannot be read.
     """
-    batches: DataLoader[Any] = DataLoader(
-        _Guarded(data), num_workers=workers, collate_fn=_as_it_is, pin_memory=False, **order
-    )
-    for batch in batches:
-        for sample in batch:
-            if isinstance(sample, UserError):
-                raise sample
-        yield batch
-
-
-class _Guarded(Dataset[Any]):
-    """Hands an unreadable image over as its error: raised in a worker it would reach the user as a traceback."""
-
-    def __init__(self, data: Dataset[Sample]) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return len(self._data)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: Any) -> Sample | UserError:
-        try:
-            return self._data[key]
-        except UserError as error:
-            return error
+    batches: DataLoader[Any] = DataLoader(data, num_workers=workers, collate_fn=_as_it_is, pin_memory=False, **order)
+    yield from batches
 
 
 def _as_it_is(batch: list[Any]) -> list[Any]:

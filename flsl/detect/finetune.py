@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.detect import DetectionSettings, RecipeSettings
+from flsl.data.order import Order
 from flsl.detect.coco_eval import evaluate
 from flsl.detect.coco_files import Annotations, Record
-from flsl.detect.dataset import Order, TrainingImages, TrainingSet, loader
+from flsl.detect.dataset import TrainingImages, TrainingSet, loader
 from flsl.detect.model_file import ModelFile, save_model
 from flsl.detect.optimiser import learning_rate, parameter_groups, set_rate
 from flsl.detect.predict import merge, predict
@@ -112,7 +113,9 @@ class FineTuning:
         self.start, self._sums_since = self._resume()
         self._history = History(task.out / "history.jsonl", self.start) if process.is_main else None
         images = TrainingImages(task.train, recipe, task.seed)
-        order = Order(len(task.train.images), recipe, task.seed, process.rank, process.world_size, self.start)
+        order = Order(
+            len(task.train.images), recipe.batch_size, recipe.accumulate, recipe.epochs, task.seed, process, self.start
+        )
         self.steps, self._steps_per_epoch = order.steps, order.steps_per_epoch
         self._batches = iter(loader(images, task.compute.workers, batch_sampler=order))
         self._model: nn.Module = detector

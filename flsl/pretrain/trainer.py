@@ -14,9 +14,10 @@ import torch
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
+from flsl.data.order import Order
 from flsl.model.backbone import save_backbone, timm_metadata
 from flsl.model.vit import timm_arguments
-from flsl.pretrain.loader import Images, Order, build_loader
+from flsl.pretrain.loader import Images, build_loader
 from flsl.pretrain.network import FLSLNetwork
 from flsl.pretrain.online_knn import OnlineKnn
 from flsl.pretrain.recipe import recipe_of
@@ -97,9 +98,10 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     # where to go on
     start, last_saved = _resume(job, process, step)
     history = History(job.out / "history.jsonl", start) if process.is_main else None
-    order = Order(len(images), settings.batch_size, settings.accumulate, settings.epochs, job.seed, process, start)
+    shape = settings.batch_size, settings.accumulate, settings.epochs
+    order = Order(len(images), *shape, job.seed, process, start, "pretrain.batch_size")
     batches = iter(build_loader(images, step.views, job.seed, order, compute.workers))
-    steps = settings.epochs * order.steps_per_epoch
+    steps = order.steps
 
     if start == 0 and _keeps(job, 0):
         _keep_epoch(job, 0, step.teacher, process.is_main)

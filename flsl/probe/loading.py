@@ -15,10 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from flsl.data.crops import CROP_DRAWS, random_resized_boxes
 from flsl.data.images import ImageSet
-from flsl.runtime.errors import UserError
+from flsl.data.order import Key
 
-Key: TypeAlias = tuple[int, int]
-"""Epoch and index of an image: what happens to it may depend on nothing else."""
 Boxes: TypeAlias = NDArray[np.float64]
 
 # set the probes' random numbers apart from each other and from pretraining's of the same seed
@@ -102,17 +100,13 @@ def pixels(image: Image.Image) -> Tensor:
 
 
 class _Images(Dataset[Any]):
-    """Images by key; a batch is fetched at once, and a file that cannot be read is handed over as its error."""
+    """Images by key; a batch is fetched at once."""
 
     def __init__(self, images: ImageSet, make: Callable[[Image.Image, Key], Any]) -> None:
         self._images, self._make = images, make
 
     def __getitems__(self, keys: list[Key]) -> Any:
-        try:
-            samples = [self._make(self._images.load(index), (epoch, index)) for epoch, index in keys]
-        except UserError as error:
-            # raised in a worker it would reach the user as a traceback in the middle of a message
-            return error
+        samples = [self._make(self._images.load(index), (epoch, index)) for epoch, index in keys]
         indices = torch.tensor([index for _, index in keys])
         return indices, torch.utils.data.default_collate(samples)
 
@@ -146,10 +140,7 @@ def batches(
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
     )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    yield from loader
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 
 from flsl.config.detect import RecipeSettings
 from flsl.detect.coco_files import read_annotations
-from flsl.detect.dataset import Order, TrainingImages, loader, training_set
+from flsl.detect.dataset import TrainingImages, loader, training_set
 from flsl.detect.optimiser import layer_of, learning_rate, parameter_groups, set_rate
 from flsl.runtime.errors import UserError
 
@@ -87,22 +87,6 @@ def test_samples_depend_on_seed_epoch_and_index_alone(tiny: Path) -> None:
         assert torch.equal(a.target.masks, b.target.masks)
     shapes = {tuple(first[(epoch, 0)].image.shape) for epoch in range(8)}
     assert len(shapes) > 1
-
-
-def test_ranks_share_a_batch_and_a_resumed_order_goes_on() -> None:
-    recipe = RecipeSettings(epochs=3, batch_size=8, accumulate=2)
-    whole = list(Order(20, recipe, 5))
-    assert len(whole) == 3 * 2 * 2
-    for epoch in range(3):
-        seen = [index for batch in whole[4 * epoch : 4 * epoch + 4] for e, index in batch if e == epoch]
-        assert len(set(seen)) == 16
-    halves = [list(Order(20, recipe, 5, rank, 2)) for rank in (0, 1)]
-    assert [a + b for a, b in zip(*halves, strict=True)] == whole
-    assert list(Order(20, recipe, 5, start=3)) == whole[6:]
-    with pytest.raises(UserError, match="batch_size: 8 images cannot be shared by 3 ranks"):
-        Order(20, recipe, 5, 0, 3)
-    with pytest.raises(UserError, match="batch_size: 8 is more than the 5 images"):
-        Order(5, recipe, 5)
 
 
 def test_schedule_and_groups() -> None:

@@ -1,6 +1,7 @@
-"""The small parts of the training step: clipping, moving average, weight decay, loss guard, order of images."""
+"""The small parts of the training step: clipping, moving average, weight decay, and the guards."""
 
-import numpy as np
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,11 +9,9 @@ from torch import nn
 from flsl.config.pretrain import EncoderSettings, HeadSettings, PretrainSettings, ViewSettings
 from flsl.data.views import StudentParameters
 from flsl.model.mean_shift import mean_shift
-from flsl.pretrain.guard import LossGuard
-from flsl.pretrain.loader import Order
+from flsl.pretrain.guard import LossGuard, check_weights
 from flsl.pretrain.network import FLSLNetwork
 from flsl.pretrain.optimiser import MovingAverage, build_optimiser, clip_by_tensor, set_rates
-from flsl.runtime.distributed import Process
 from flsl.runtime.errors import UserError
 
 SETTINGS = PretrainSettings(
@@ -21,10 +20,6 @@ SETTINGS = PretrainSettings(
     head=HeadSettings(hidden=16, bottleneck=8, batch_norm=True),
     prototypes=8,
 )
-
-
-def process(rank: int, size: int) -> Process:
-    return Process(rank, rank, size, torch.device("cpu"))
 
 
 def test_gradients_are_clipped_tensor_by_tensor_as_dinos() -> None:
@@ -92,6 +87,14 @@ def test_targets_shift_each_query_over_its_own_images_teacher_tokens() -> None:
     torch.testing.assert_close(logits, network.head(torch.cat(rows)))
 
 
+def test_weights_that_are_not_finite_are_told() -> None:
+    weights = [torch.ones(3), torch.ones(2, 2)]
+    check_weights(weights, 5, None)
+    weights[1][0, 1] = float("inf")
+    with pytest.raises(UserError, match=r"the weights after step 5 are not finite; the last good checkpoint is x\.pth"):
+        check_weights(weights, 5, Path("x.pth"))
+
+
 def test_student_modes_are_of_the_same_view() -> None:
     torch.manual_seed(0)
     network = FLSLNetwork(SETTINGS, 0.0).eval()
@@ -118,36 +121,3 @@ def test_guard_names_the_first_bad_step_and_its_parts() -> None:
             assert guard.means() == {"loss": 1.5, "inter_view": 3.0}
     with pytest.raises(UserError, match=r"step 2 is not finite \(loss nan, inter_view 3\).*no checkpoint yet"):
         guard.check(None)
-
-
-def test_every_epoch_is_another_permutation_without_repeats() -> None:
-    order = Order(23, batch_size=4, accumulate=1, epochs=3, seed=0, process=process(0, 1))
-    keys = [key for batch in order for key in batch]
-    assert order.steps_per_epoch == 5
-    assert len(order) == 15
-    epochs = [[index for epoch, index in keys if epoch == number] for number in range(3)]
-    assert all(len(set(epoch)) == 20 for epoch in epochs)
-    assert epochs[0] != epochs[1]
-
-
-def test_order_goes_on_where_it_was() -> None:
-    whole = list(Order(23, 4, 1, 3, 0, process(0, 1)))
-    for start in (0, 1, 5, 7, 14, 15):
-        assert list(Order(23, 4, 1, 3, 0, process(0, 1), start)) == whole[start:]
-
-
-def test_ranks_and_micro_batches_share_the_global_batch() -> None:
-    whole = list(Order(40, 8, 1, 1, 0, process(0, 1)))
-    shares = [list(Order(40, 8, 2, 1, 0, process(rank, 2))) for rank in range(2)]
-    for step, batch in enumerate(whole):
-        parts = [shares[rank][2 * step + micro] for micro in range(2) for rank in range(2)]
-        assert np.concatenate(parts).tolist() == np.array(batch).tolist()
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "accumulate", "ranks", "words"),
-    [(64, 1, 1, "more than the 40 training images"), (8, 3, 1, "multiple of 3"), (6, 1, 4, "multiple of 4")],
-)
-def test_batches_that_do_not_fit_are_refused(batch_size: int, accumulate: int, ranks: int, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        Order(40, batch_size, accumulate, 1, 0, process(0, ranks))

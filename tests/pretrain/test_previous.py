@@ -127,6 +127,11 @@ def test_recipe_knows_the_encoder_by_its_content_and_is_as_ever_without_one(earl
     without = recipe_of(SETTINGS, 0, "d")
     assert "previous" not in without["pretrain"]
     assert without == recipe_of(SETTINGS.model_copy(update={"prior": PriorSettings(bias=0.5)}), 0, "d")
+    # the prior counts where there is one
+    other = named.model_copy(update={"prior": PriorSettings(bias=0.5)})
+    assert recipe_of(other, 0, "d", tmp_path / "one") != recipe_of(named, 0, "d", tmp_path / "one")
+    watched = SETTINGS.model_copy(update={"online_knn_every": 3, "online_knn_images": 77})
+    assert recipe_of(watched, 0, "d") == without
     with torch.no_grad():
         earlier.vit.norm.bias.add_(1)
     save_backbone(tmp_path / "two", earlier.vit, earlier.name, earlier.arguments, run="first", step="10")

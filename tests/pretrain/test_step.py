@@ -60,6 +60,27 @@ def test_whole_trainings_equal_the_literal_one() -> None:
             torch.testing.assert_close(value, other.state_dict()[name], atol=2e-4, rtol=2e-3)
 
 
+def test_two_micro_batches_make_the_gradients_of_one_batch() -> None:
+    # the loss is a mean over images without batch norm and without the volume, which is none
+    plain = SETTINGS.model_copy(
+        update={"volume_weight": 0.0, "head": SETTINGS.head.model_copy(update={"batch_norm": False})}
+    )
+    gradients = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        step = TrainingStep(plain.model_copy(update={"accumulate": parts}), ComputeSettings(), CPU)
+        numbers = np.stack([step.views.draw(0, 0, index) for index in range(4)])
+        crops = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        share = 4 // parts
+        for part in range(parts):
+            rows = slice(share * part, share * (part + 1))
+            batch = step.views.batch(crops[rows], numbers[rows])
+            step.accumulate(batch, values_at(0, plain, STEPS_PER_EPOCH), 0, last=part == parts - 1)
+        gradients.append(torch.cat([p.grad.flatten() for p in step.student.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients, atol=2e-6, rtol=1e-4)
+    assert gradients[0].norm() > 1e-4
+
+
 def test_bf16_loss_equals_the_literal_one_to_its_precision() -> None:
     ours = TrainingStep(SETTINGS.model_copy(update={"precision": "bf16"}), ComputeSettings(), CPU)
     literal = LiteralStep(SETTINGS, CPU)

@@ -1,0 +1,76 @@
+"""In which order a training sees its images: a function of (seed, epoch) alone, whatever the ranks and restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from flsl.runtime.distributed import Process
+from flsl.runtime.errors import UserError
+
+Key = tuple[int, int]
+"""Epoch and index of an image: what happens to it may depend on nothing else."""
+
+
+class Order(Sampler[list[Key]]):
+    """The micro-batches of this rank from a step on, to the end of training, across epochs.
+
+    Every epoch is a permutation drawn from (seed, epoch); the images that do not fill a last batch are left out. A
+    global batch is cut into micro-batches and those into ranks' shares, in order.
+
+    Attributes:
+        steps_per_epoch, steps: of an epoch, and in all.
+
+    Args:
+        images: their number.
+        batch_size: images a step, over all ranks and micro-batches.
+        accumulate: micro-batches a step.
+        epochs: in all.
+        seed: of the permutations.
+        process: this rank.
+        start: the first step.
+        setting: the batch size's dotted name, for messages.
+
+    Raises:
+        UserError: when the batch is larger than the data set or cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        accumulate: int,
+        epochs: int,
+        seed: int,
+        process: Process,
+        start: int = 0,
+        setting: str = "batch_size",
+    ) -> None:
+        shares = accumulate * process.world_size
+        if batch_size % shares:
+            raise UserError(
+                f"{setting}: {batch_size} images cannot be shared by {process.world_size} ranks x "
+                f"{accumulate} micro-batches; take a multiple of {shares}"
+            )
+        if batch_size > images:
+            raise UserError(f"{setting}: {batch_size} is more than the {images} training images; take at most {images}")
+        self.steps_per_epoch = images // batch_size
+        self.steps = epochs * self.steps_per_epoch
+        self._images, self._batch_size, self._accumulate = images, batch_size, accumulate
+        self._epochs, self._seed, self._process, self._start = epochs, seed, process, start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        share = self._batch_size // self._accumulate // self._process.world_size
+        for epoch in range(self._start // self.steps_per_epoch, self._epochs):
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._images)
+            first = max(0, self._start - epoch * self.steps_per_epoch)
+            for step in range(first, self.steps_per_epoch):
+                batch = order[step * self._batch_size : (step + 1) * self._batch_size]
+                shares = batch.reshape(self._accumulate, self._process.world_size, share)
+                for micro in shares[:, self._process.rank]:
+                    yield [(epoch, int(index)) for index in micro]
+
+    def __len__(self) -> int:
+        return (self.steps - self._start) * self._accumulate
