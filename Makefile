@@ -1,7 +1,8 @@
 # Each target does its own set-up; PYTHON may name another interpreter (3.11 or newer).
 PYTHON ?= python3
 CONFIG ?= config/demo.yaml
-PROJECT = results/$(shell sed -n 's/^project: *//p' $(CONFIG))
+# where the config's results go, whatever it extends
+PROJECT = $(shell .venv/bin/flsl config --config $(CONFIG) | sed -n 's/^project: //p; s/^results: //p' | tr -d "'\"" | tac | paste -sd/)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: demo test test-slurm lint format bench ui docs
@@ -13,11 +14,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 demo: .venv/installed ## the whole pipeline on data that it makes itself
 	snakemake --configfile $(CONFIG)
-	@$(MAKE) --no-print-directory $(PROJECT)/report.html
+	@[ "$(PROJECT)/report.html" -nt "$(PROJECT)/summary.md" ] || \
+	  snakemake --configfile $(CONFIG) --report "$(PROJECT)/report.html"
 	@echo "figures: $(PROJECT)/summary.md   report: $(PROJECT)/report.html   MLflow: make ui"
-
-$(PROJECT)/report.html: $(PROJECT)/summary.md
-	snakemake --configfile $(CONFIG) --report $@
 
 test: .venv/installed ## the tests but those that need a SLURM cluster
 	pytest -n auto --maxprocesses 4 --dist loadfile
@@ -47,5 +46,5 @@ bench: .venv/installed ## the CPU benchmarks of speed; their figures go to resul
 	for name in $(BENCHMARKS); do python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; done
 
 ui: .venv/installed ## MLflow in the browser; the address that it says first shows settings and figures of all runs
-	@tail -n 1 $(PROJECT)/tracked.txt
-	mlflow ui --backend-store-uri sqlite:///$(PROJECT)/mlflow.db --port 5000
+	@tail -n 1 "$(PROJECT)/tracked.txt"
+	mlflow ui --backend-store-uri "sqlite:///$(PROJECT)/mlflow.db" --port 5000

@@ -84,9 +84,11 @@ def _predict(args: argparse.Namespace) -> None:
     for name, value in (("--short-side", args.short_side), ("--batch-size", args.batch_size)):
         if value is not None and value < 1:
             raise UserError(f"{name}: {value} is not a number from 1 on")
+    if args.workers < 0:
+        raise UserError(f"--workers: {args.workers} is not a number from 0 on")
     changes = {"test_short_side": args.short_side, "test_batch_size": args.batch_size}
     truth = read_annotations(args.annotations, images_only=True)
-    compute = ComputeSettings(device=args.device, workers=max(0, args.workers))
+    compute = ComputeSettings(device=args.device, workers=args.workers)
     results = predict_files(
         args.model, truth, args.images, compute, {name: value for name, value in changes.items() if value is not None}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import types
@@ -23,6 +24,8 @@ def numbers(value: Any) -> Any:
         return {str(key): numbers(item) for key, item in value.items()}
     if isinstance(value, list):
         return [numbers(item) for item in value]
+    if isinstance(value, datetime.date):  # what YAML takes for a date is a name to us
+        return value.isoformat()
     return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 
 

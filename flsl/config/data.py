@@ -29,6 +29,11 @@ class ImageFolderSettings(Settings):
         description="Folder for a copy of the images in a few large tar files, which the check makes and all stages "
         "read, to the same results: for file systems that are slow to open many files; null: no copy.",
     )
+    decode: bool = Field(
+        False,
+        description="Decode every image wholly in the check: finds damage in the middle of a file, too, and takes "
+        "several times longer.",
+    )
     watch: Watch = Field(
         "files",
         description="How the workflow notices changed files: `files` looks at each file's size and time, "
@@ -44,6 +49,7 @@ class CocoSettings(Settings):
     train_annotations: str = Field("annotations/instances_train2017.json", description="Training annotations.")
     val_images: str = Field("val2017", description="Folder of the validation images.")
     val_annotations: str = Field("annotations/instances_val2017.json", description="Validation annotations.")
+    decode: bool = Field(False, description="As for the image folder.")
     watch: Watch = Field("files", description="As for the image folder.")
 
 
@@ -53,6 +59,7 @@ class UavdtSettings(Settings):
     root: Path_ = Field(description="Folder of the data set; the other paths are below it.")
     frames: str = Field("UAV-benchmark-M", description="Folder of the sequences' frames.")
     ground_truth: str = Field("UAV-benchmark-MOTD_v1.0/GT", description="Folder of `<sequence>_gt_whole.txt`.")
+    decode: bool = Field(False, description="As for the image folder.")
     watch: Watch = Field("files", description="As for the image folder.")
 
 
@@ -60,6 +67,7 @@ class DavisDataSettings(Settings):
     """DAVIS 2017 in its official layout."""
 
     root: Path_ = Field(description="Folder that holds `JPEGImages`, `Annotations` and `ImageSets`.")
+    decode: bool = Field(False, description="As for the image folder.")
     watch: Watch = Field("files", description="As for the image folder.")
 
 

@@ -90,6 +90,8 @@ def require_data(experiment: Experiment) -> None:
             raise UserError(
                 f"{where}: {stage} needs data.{needs[stage]}, which is null; name it or leave the stage out"
             )
+        if stage in ("knn", "linear", "aligned_knn") and experiment.data.images.val is None:
+            raise UserError(f"{where}: {stage} needs data.images.val, which is null; name it or leave the stage out")
         if stage == "aligned_knn" and experiment.data.images.boxes is None:
             raise UserError(
                 f"{where}: aligned_knn needs data.images.boxes, which is null; name it or leave the stage out"
@@ -151,11 +153,29 @@ def parse_yaml(text: str, source: str) -> Any:
         UserError: naming ``source`` and the line.
     """
     try:
-        return numbers(yaml.safe_load(text))
+        return numbers(yaml.load(text, Loader=_Loader))  # noqa: S506 -- a safe loader
+    except RecursionError:
+        raise UserError(f"{source}: not valid YAML: it is nested too deep, or contains itself") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
         raise UserError(f"{source}: not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which takes the last of two equal keys and drops the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"'{key.value}' stands twice; put both into one", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _kind(value: Any) -> str:

@@ -34,7 +34,7 @@ def check_data(
             taken over.
         revision: what :func:`flsl.data.revision.revision` said; None keeps the manifest's.
         jobs: processes; None takes one a core.
-        decode: decode every image.
+        decode: decode every image, also where the settings do not ask for it.
         fresh: read every file, also those whose size and time are unchanged; ``decode`` implies it.
 
     Returns:
@@ -54,6 +54,9 @@ def check_data(
             before = load_manifest(out)
     # a row of another data set under the same path may have the same size and time
     trusted = not fresh and not decode and before.get("root", settings.root) == settings.root
+    # what an earlier check has not decoded it cannot vouch for
+    trusted = trusted and (not settings.decode or before.get("settings", {}).get("decode", False))
+    decode = decode or settings.decode
     known = read_cache(out) if trusted else {}
     with bar(f"checking {KINDS[type(settings)]}", len(listing.entries)) as shown:
         rows = inspect_all(Path(settings.root), listing.entries, known, out, jobs, decode, shown.advance)

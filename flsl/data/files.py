@@ -297,9 +297,17 @@ class _Part:
 
     def __exit__(self, *_: object) -> None:
         if self._stream is not None:
-            self._stream.close()
+            with suppress(OSError):
+                self._stream.close()
 
     def add(self, rows: Iterable[Row]) -> None:
-        if self._stream is not None:
+        if self._stream is None:
+            return
+        try:
             csv.writer(self._stream).writerows(rows)
             self._stream.flush()
+        except OSError:  # a full disk: the check goes on, and says so when it writes what it found
+            full, self._stream = self._stream, None
+            with suppress(OSError):
+                full.close()
+            Path(full.name).unlink(missing_ok=True)

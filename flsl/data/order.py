@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from flsl.data.batch import check_batch
 from flsl.runtime.distributed import Process
-from flsl.runtime.errors import UserError
 
 Key = tuple[int, int]
 """Epoch and index of an image: what happens to it may depend on nothing else."""
@@ -34,7 +34,7 @@ class Order(Sampler[list[Key]]):
         setting: the batch size's dotted name, for messages.
 
     Raises:
-        UserError: when the batch is larger than the data set or cannot be shared equally.
+        UserError: as :func:`flsl.data.batch.check_batch`.
     """
 
     def __init__(
@@ -48,18 +48,15 @@ class Order(Sampler[list[Key]]):
         start: int = 0,
         setting: str = "batch_size",
     ) -> None:
-        shares = accumulate * process.world_size
-        if batch_size % shares:
-            raise UserError(
-                f"{setting}: {batch_size} images cannot be shared by {process.world_size} ranks x "
-                f"{accumulate} micro-batches; take a multiple of {shares}"
-            )
-        if batch_size > images:
-            raise UserError(f"{setting}: {batch_size} is more than the {images} training images; take at most {images}")
+        check_batch(batch_size, accumulate, process.world_size, images, setting)
         self.steps_per_epoch = images // batch_size
         self.steps = epochs * self.steps_per_epoch
         self._images, self._batch_size, self._accumulate = images, batch_size, accumulate
         self._epochs, self._seed, self._process, self._start = epochs, seed, process, start
+
+    def go_on(self, start: int) -> None:
+        """Begin at another step."""
+        self._start = start
 
     def __iter__(self) -> Iterator[list[Key]]:
         share = self._batch_size // self._accumulate // self._process.world_size

@@ -110,12 +110,13 @@ class FineTuning:
         self._trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
         self._names = [name for name in LOSSES if task.masks or name != "mask"]
         self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=process.device)
+        # before anything is moved: a batch that does not fit is refused here
+        shape, setting = (recipe.batch_size, recipe.accumulate, recipe.epochs), f"detection.{task.stage}.batch_size"
+        order = Order(len(task.train.images), *shape, task.seed, process, setting=setting)
         self.start, self._sums_since = self._resume()
+        order.go_on(self.start)
         self._history = History(task.out / "history.jsonl", self.start) if process.is_main else None
         images = TrainingImages(task.train, recipe, task.seed)
-        order = Order(
-            len(task.train.images), recipe.batch_size, recipe.accumulate, recipe.epochs, task.seed, process, self.start
-        )
         self.steps, self._steps_per_epoch = order.steps, order.steps_per_epoch
         self._batches = iter(loader(images, task.compute.workers, batch_sampler=order))
         self._model: nn.Module = detector

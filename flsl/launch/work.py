@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from flsl.config.cluster import ShapeSettings
 from flsl.config.experiment import Experiment
+from flsl.data.batch import check_batch
 from flsl.data.manifest import checked, content, load_manifest, trained_on
 from flsl.pretrain.recipe import check_previous, recipe_of
 from flsl.runtime.errors import UserError, require_file, require_folder
@@ -95,10 +96,17 @@ def pretraining(experiment: Experiment, images: Path, out: Path, run: str, previ
         previous: the encoder of an earlier run, of multi-stage pretraining.
 
     Raises:
-        UserError: when the folder holds no manifest, or the earlier run's encoder is missing.
+        UserError: when the folder holds no manifest, the earlier run's encoder is missing, or the batch does not fit.
     """
-    data = trained_on(load_manifest(images))
-    check_previous(experiment.pretrain, previous)
+    from flsl.launch.request import processes  # which knows of work
+
+    manifest, settings = load_manifest(images), experiment.pretrain
+    data = trained_on(manifest)
+    check_previous(settings, previous)
+    train = manifest["splits"].get("train", {})
+    if "images" in train:
+        batch = settings.batch_size, settings.accumulate
+        check_batch(*batch, processes(experiment), train["images"], "pretrain.batch_size")
     recipe = recipe_of(experiment.pretrain, experiment.seed, data, previous)
     inputs = {"images": str(images.absolute()), "previous": str(previous.absolute()) if previous is not None else None}
     epochs = experiment.pretrain.epochs

@@ -17,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from flsl.model.vit import multiply_patches, sincos_positions
+from flsl.runtime.checkpoint import why_unreadable
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import atomic
 
@@ -68,16 +69,28 @@ class Backbone(nn.Module):
         return normalised
 
     def block_tokens(self, images: Tensor, last_n: int) -> list[Tensor]:
-        """Return the normalised patch tokens (batch, N, C) of each of the last ``last_n`` blocks, the last one last."""
+        """Return the normalised patch tokens (batch, N, C) of each of the last ``last_n`` blocks, the last one last.
+
+        Raises:
+            UserError: as :meth:`check_blocks`.
+        """
+        self.check_blocks(last_n)
+        tokens = self.vit.forward_intermediates(
+            images, indices=last_n, norm=True, output_fmt="NLC", intermediates_only=True
+        )
+        return [self.vit.fc_norm(block) for block in tokens]
+
+    def check_blocks(self, last_n: int) -> None:
+        """Refuse more blocks than there are.
+
+        Raises:
+            UserError: naming the settings that ask for them.
+        """
         if not 1 <= last_n <= self.depth:
             raise UserError(
                 f"the last {last_n} blocks are asked for (linear.blocks, features.blocks), "
                 f"but {self.name} has {self.depth}"
             )
-        tokens = self.vit.forward_intermediates(
-            images, indices=last_n, norm=True, output_fmt="NLC", intermediates_only=True
-        )
-        return [self.vit.fc_norm(block) for block in tokens]
 
     def check_size(self, size: int, setting: str) -> None:
         """Refuse an image side that is no multiple of the patch size.
@@ -163,8 +176,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a wide family here, none of them our fault
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a checkpoint of tensors and plain data ({reason})") from None
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint of tensors and plain data ({why_unreadable(error)})"
+        ) from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, where a dictionary of tensors is expected")
     return data

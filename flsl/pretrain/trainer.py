@@ -95,11 +95,14 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     torch.manual_seed(job.seed)
     step = TrainingStep(settings, compute, device, job.previous)
 
+    # before anything is moved: a batch that does not fit is refused here
+    shape = settings.batch_size, settings.accumulate, settings.epochs
+    order = Order(len(images), *shape, job.seed, process, setting="pretrain.batch_size")
+
     # where to go on
     start, last_saved = _resume(job, process, step)
     history = History(job.out / "history.jsonl", start) if process.is_main else None
-    shape = settings.batch_size, settings.accumulate, settings.epochs
-    order = Order(len(images), *shape, job.seed, process, start, "pretrain.batch_size")
+    order.go_on(start)
     batches = iter(build_loader(images, step.views, job.seed, order, compute.workers))
     steps = order.steps
 

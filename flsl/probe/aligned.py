@@ -62,7 +62,6 @@ def classify(
     labels = check_labels(*sets)
     backbone = load_frozen(choice, experiment, device)
     record = StageRecord("aligned_knn", run, settings.plain(), [*source.inputs, *choice.inputs], describe(device))
-    (out / "metrics.json").unlink(missing_ok=True)
     patches, patch_labels, counts = [], [], {}
     for images, named in zip(sets, labels, strict=True):
         features, used, left_out = _patches(experiment, backbone, images, boxes, device)

@@ -46,6 +46,7 @@ def extract(experiment: Experiment, choice: EncoderChoice, source: ImageSource, 
     train, val = source.load()
     labels = check_labels(train, val)
     backbone = load_frozen(choice, experiment, device)
+    backbone.check_blocks(settings.blocks)
     record = StageRecord("features", run, settings.plain(), [*source.inputs, *choice.inputs], describe(device))
     # gone while its parts are made anew
     (out / "metrics.json").unlink(missing_ok=True)

@@ -17,6 +17,8 @@ from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import StageRecord, atomic, read_json
 
 _USUAL_K = 20
+# names of classes may hold bytes that are no text
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 def classify(experiment: Experiment, features: Path, out: Path, run: str | None = None) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def classify(experiment: Experiment, features: Path, out: Path, run: str | None 
 def _write_per_class(path: Path, predictions: dict[int, Tensor], labels: Tensor, classes: list[str]) -> None:
     images = torch.bincount(labels, minlength=len(classes))
     right = {k: torch.bincount(labels[found == labels], minlength=len(classes)) for k, found in predictions.items()}
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic(path) as temporary, temporary.open("w", newline="", **_TEXT) as file:
         writer = csv.writer(file)
         writer.writerow(["class", "images", *(f"top1@{k}" for k in right)])
         for index, name in enumerate(classes):
@@ -91,7 +93,7 @@ def _write_per_class(path: Path, predictions: dict[int, Tensor], labels: Tensor,
 
 def _write_confusion(path: Path, predicted: Tensor, labels: Tensor, classes: list[str]) -> None:
     pairs = torch.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2)
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic(path) as temporary, temporary.open("w", newline="", **_TEXT) as file:
         writer = csv.writer(file)
         writer.writerow(["class", *classes])
         writer.writerows([name, *row] for name, row in zip(classes, pairs.view(len(classes), -1).tolist(), strict=True))

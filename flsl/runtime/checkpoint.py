@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -67,11 +68,18 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a truncated archive raises a wide family of errors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = why_unreadable(error)
         raise UserError(f"{path}: cannot be read as a checkpoint ({reason}); remove it to do without it") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds {type(state).__name__}, where a checkpoint's dictionary is expected")
     return state
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return in a few words why ``torch.load`` could not read a file; its own advice is to trust it."""
+    if isinstance(error, UnpicklingError):
+        return "torch.save did not write it, it is damaged, or it holds objects that only running its code could make"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

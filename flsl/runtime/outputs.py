@@ -138,7 +138,8 @@ def stamp(path: Path | str) -> str:
 def sha256_json(value: Any) -> str:
     """Return the SHA-256 of ``value``'s canonical JSON (sorted keys, no spaces): equal settings, equal digest."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    # names of files may hold bytes that are no text
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def git_origin() -> str | None:

@@ -62,7 +62,7 @@ def visualize(
     inputs = [model.file for model in models]
     if images is not None and (images / MANIFEST).is_file():
         inputs.append(images / MANIFEST)
-    params = {"seed": experiment.seed, **settings.plain(), "size": size, "encoders": [one.label for one in models]}
+    params = {"seed": experiment.seed, **settings.plain(), "pixels": size, "encoders": [one.label for one in models]}
     record = StageRecord("visualize", run, params, inputs, describe(device))
     for path in shown:
         require_file(path, "an image to show")

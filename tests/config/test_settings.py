@@ -12,7 +12,7 @@ from hypothesis import given
 
 from flsl.config.docs import README, SCHEMA, readme_text, schema_text
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, load_experiment, merge, parse_yaml, run_experiment
+from flsl.config.loading import check, load_experiment, merge, parse_yaml, require_data, run_experiment
 from flsl.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +116,35 @@ def test_what_would_go_wrong_later_is_refused_at_once(tmp_path: Path, settings: 
     with pytest.raises(UserError) as caught:
         load_experiment(write(tmp_path / "a.yaml", {"project": "a", **settings}))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("project: a\nseed: 1\nseed: 2\n", "a.yaml: not valid YAML in line 3: 'seed' stands twice; put both into one"),
+        ("project: a\npretrain: {epochs: 3, epochs: 4}\n", "'epochs' stands twice"),
+        ("project: &a [*a]\n", "a.yaml: not valid YAML: it is nested too deep, or contains itself"),
+    ],
+)
+def test_yaml_that_would_lose_something_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_experiment(tmp_path / "a.yaml")
+    assert words in str(caught.value)
+
+
+def test_a_date_is_a_name_and_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "project: 2024-01-01\npretrain: &p {epochs: 3}\nfeatures: {resize: 64, crop: 64}\n"
+    )
+    assert load_experiment(tmp_path / "a.yaml").project == "2024-01-01"
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, x: 2}", "here") == {"a": {"x": 1}, "b": {"x": 2}}
+
+
+def test_evaluations_without_a_validation_split_are_refused_at_once() -> None:
+    settings = {"project": "a", "stages": ["knn"], "data": {"images": {"root": "x", "val": None}}}
+    with pytest.raises(UserError, match=r"stages: knn needs data\.images\.val, which is null"):
+        require_data(check(Experiment, settings, "here"))
 
 
 def test_run_changes_are_checked_when_the_file_is_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from flsl.cli import main
+from flsl.config.data import ImageFolderSettings
 from flsl.data import files, listing
+from flsl.data.check import check_data
 from flsl.data.images import ImageSet
 from flsl.data.manifest import load_manifest
+from flsl.data.pixels import decode_pixels
 from flsl.runtime.errors import UserError
 
 
@@ -50,6 +54,43 @@ def test_manifest_says_what_there_is(root: Path, tmp_path: Path) -> None:
     assert manifest["content_sha256"] == hashlib.sha256(text).hexdigest()
     text = b"".join(f"{row['path']}\0{row['digest']}\n".encode() for row in rows if row["split"] == "train")
     assert trained_on == hashlib.sha256(text).hexdigest()
+
+
+def _damage(path: Path) -> None:
+    """Overwrite a part in the middle of a JPEG's pixels."""
+    make_image(path, 5, (200, 160))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 512] = bytes(range(256)) * 2
+    path.write_bytes(data)
+    with pytest.raises(UserError):
+        decode_pixels(bytes(data), path)
+
+
+def test_damage_in_the_middle_is_found_where_every_image_is_decoded(root: Path, tmp_path: Path) -> None:
+    _damage(root / "train/cat/damaged.JPEG")
+    out = tmp_path / "out"
+    assert quarantined(check_images(root, out)) == {}
+    # also after a check that did not look so closely, and from then on without reading the files again
+    for _ in range(2):
+        found = quarantined(check_data(ImageFolderSettings(root=str(root), decode=True), out)[0])
+        assert list(found) == ["train/cat/damaged.JPEG"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a full disk needs root")
+def test_a_full_disk_is_one_line(root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "small-disk"
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", out], check=False).returncode:
+        pytest.skip("this sandbox does not mount file systems")
+    try:
+        (out / "filling").write_bytes(bytes(4096))
+        assert main(["data", "check", "images", "--root", str(root), "--out", str(out)]) == 2
+        error = capfd.readouterr().err
+        assert "cannot be written: the disk is full; free some space" in error.splitlines()[-1]
+        assert "Traceback" not in error
+        assert not (out / "manifest.json").exists()
+    finally:
+        subprocess.run(["umount", out], check=True)
 
 
 def test_bad_files_are_quarantined_and_left_out_of_the_image_set(root: Path, tmp_path: Path) -> None:

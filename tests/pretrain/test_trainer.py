@@ -262,6 +262,14 @@ def test_other_settings_start_anew_and_lose_nothing(place: Path) -> None:
     assert json.loads((out / "metrics.json").read_text())["params"]["learning_rate"] == 0.01
 
 
+def test_a_batch_that_does_not_fit_moves_nothing(place: Path, uninterrupted: Path) -> None:
+    before = sorted(uninterrupted.rglob("*"))
+    result = run_flsl(*pretrain(place, uninterrupted, "pretrain.batch_size=1000"), check=False)
+    assert result.returncode == 2
+    assert "pretrain.batch_size: 1000 is more than the 20 training images" in result.stderr.splitlines()[-1]
+    assert sorted(uninterrupted.rglob("*")) == before
+
+
 def test_finished_run_is_exported_again_without_training(place: Path, uninterrupted: Path) -> None:
     before = weights(uninterrupted)
     (uninterrupted / "backbone.safetensors").unlink()

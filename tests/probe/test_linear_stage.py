@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,9 @@ from flsl.data.images import ImageSet
 from flsl.model.backbone import load_backbone
 from flsl.model.choice import EncoderChoice
 from flsl.probe import linear
+from flsl.probe.features import extract
 from flsl.probe.images import ImageSource
+from flsl.probe.knn import classify
 from flsl.probe.linear import train
 from flsl.probe.loading import CentreCrop, RandomCrop
 from flsl.runtime import checkpoint
@@ -234,8 +237,24 @@ def test_probes_that_diverge_are_marked_and_all_of_them_an_error(
     assert not (tmp_path / "two" / "metrics.json").exists()
 
 
+def test_names_that_are_no_text_are_names(
+    make_split: Callable, make_settings: Callable, backbone_file: Path, tmp_path: Path
+) -> None:
+    odd = os.fsdecode(b"cl\xfe")
+    for split in ("train", "val"):
+        make_split(tmp_path / "images" / split, 3, ("a", odd))
+    settings = make_settings(knn={"k": [2]}, linear={"epochs": 1})
+    source, choice = ImageSource(tmp_path / "images"), EncoderChoice(backbone_file)
+    extract(settings, choice, source, tmp_path / "features", "base")
+    classify(settings, tmp_path / "features", tmp_path / "knn")
+    assert b"cl\xfe,3," in (tmp_path / "knn/per_class.csv").read_bytes()
+    run(settings, tmp_path / "images", backbone_file, tmp_path / "linear")
+    assert (tmp_path / "linear/metrics.json").is_file()
+
+
 def test_more_blocks_than_the_encoder_has_is_refused(
     image_folder: Path, backbone_file: Path, make_settings: Callable, tmp_path: Path
 ) -> None:
+    (tmp_path / "metrics.json").write_text("{}")  # an earlier call's, which stays
     with pytest.raises(UserError, match=r"the last 4 blocks are asked for .*, but .* has 3"):
         run(make_settings(linear={"blocks": [1, 4]}), image_folder, backbone_file, tmp_path)

@@ -52,6 +52,8 @@ def test_epochs_stand_beside_the_run_and_the_pictures_are_the_same_each_time(pla
     made = record(place, "one")
     # the last epoch's is the run's own
     assert list(made["encoders"]) == ["epoch 0", "epoch 2", "ours"]
+    # as the config has it, so that the result is not called stale, and what came of it
+    assert (made["params"]["size"], made["params"]["pixels"]) == (None, 32)
     figures = made["metrics"]
     assert figures["visualize/prototypes"] == 8
     assert 1 <= figures["visualize/perplexity"] <= figures["visualize/prototypes_used"] <= 8

@@ -14,7 +14,7 @@ from snakemake.utils import update_config
 
 from flsl.config.chain import check_chains
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, compose, require_data
+from flsl.config.loading import check, compose, parse_yaml, require_data
 from flsl.config.sweep import plan, record, resolve
 from flsl.data.revision import revision
 from flsl.data.scenes.davis import splits as made_splits
@@ -50,6 +50,9 @@ def typed(value):
 update_config(config, typed(dict(workflow.config_settings.config)))
 
 try:
+    for path in map(Path, workflow.configfiles):
+        # snakemake's reader drops the first of two equal keys without a word
+        parse_yaml(path.read_text(encoding="utf-8"), str(path))
     EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE))
     require_data(EXPERIMENT)
     PLAN = plan(EXPERIMENT)
