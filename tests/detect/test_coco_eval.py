@@ -128,6 +128,8 @@ def test_all_figures_equal_pycocotools(tmp_path: Path, seed: int, form: str) -> 
             if (precision > -1).any():
                 assert row["AP"] == pytest.approx(100 * precision[precision > -1].mean(), abs=1e-6)
                 assert row["AP50"] == pytest.approx(100 * precision[0].mean(), abs=1e-6)
+                recall = expected.eval["recall"][:, index, 0, 2]
+                assert row["AR@100"] == pytest.approx(100 * recall.mean(), abs=1e-6)
             else:
                 assert row["AP"] is None
 

@@ -1,8 +1,9 @@
-"""What can be trained on is taken, the rest is counted or refused; the order is a function of the seed."""
+"""What can be trained on is taken, the rest is counted or refused; what the weights depend on."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_coco import tiny_experiment
 from torch import nn
 
 from flsl.config.detect import RecipeSettings
 from flsl.detect.coco_files import read_annotations
 from flsl.detect.dataset import TrainingImages, loader, training_set
+from flsl.detect.finetune import Task
 from flsl.detect.optimiser import layer_of, learning_rate, parameter_groups, set_rate
 from flsl.runtime.errors import UserError
 
@@ -87,6 +90,27 @@ def test_samples_depend_on_seed_epoch_and_index_alone(tiny: Path) -> None:
         assert torch.equal(a.target.masks, b.target.masks)
     shapes = {tuple(first[(epoch, 0)].image.shape) for epoch in range(8)}
     assert len(shapes) > 1
+
+
+def test_all_that_the_weights_depend_on_tells_checkpoints_apart(tiny: Path) -> None:
+    experiment = tiny_experiment(tiny)
+    truth = read_annotations(tiny / "coco.json")
+    data = training_set(truth, tiny / "images", masks=True)
+    settings = experiment.detection
+    task = Task(
+        "coco", settings, settings.coco, experiment.compute, 0, data, [], truth, tiny / "images", True, tiny, "encoder"
+    )  # fmt: skip
+    others = [
+        replace(task, backbone="another"),
+        replace(task, seed=1),
+        replace(task, content=["images"]),
+        replace(task, train=replace(data, digest="other")),
+        replace(task, recipe=settings.coco.model_copy(update={"epochs": 9})),
+        replace(task, settings=settings.model_copy(update={"engine": "detectron2"})),
+    ]
+    assert len({json.dumps(one.identity, sort_keys=True) for one in (task, *others)}) == 7
+    watched = settings.coco.model_copy(update={"evaluate_every": 5, "images_shown": 9})
+    assert replace(task, recipe=watched).identity == task.identity
 
 
 def test_schedule_and_groups() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from flsl.config.detect import DetectorSettings
@@ -11,13 +12,25 @@ from flsl.detect.rcnn import Detector
 from flsl.model.choice import EncoderChoice
 
 
-def test_what_is_found_does_not_depend_on_the_images_before() -> None:
-    encoder = {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 32, "depth": 4, "heads": 2}
+def tiny_detector(depth: int = 4) -> Detector:
+    encoder = {"name": "vit_tiny_patch16_224", "patch_size": 8, "width": 32, "depth": depth, "heads": 2}
     views = {"teacher_size": 32, "global_size": 32, "local_size": 16}
     experiment = check(Experiment, {"project": "p", "pretrain": {"encoder": encoder, "views": views}}, "here")
     torch.manual_seed(0)
     settings = DetectorSettings(channels=16, box_hidden=16, mask_convs=1, score_threshold=0.0, proposals_test=50)
-    detector = Detector(EncoderChoice(random=True).load(experiment), 3, settings, masks=True).eval()
+    return Detector(EncoderChoice(random=True).load(experiment), 3, settings, masks=True).eval()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 192), (192, 64), (128, 128)])
+def test_levels_have_their_strides_on_images_of_any_shape(height: int, width: int) -> None:
+    detector = tiny_detector()
+    with torch.no_grad():
+        detector([torch.randint(256, (3, height, width), dtype=torch.uint8)])
+    assert detector.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+def test_what_is_found_does_not_depend_on_the_images_before() -> None:
+    detector = tiny_detector()
     image = torch.randint(256, (3, 128, 96), dtype=torch.uint8)
     with torch.no_grad():
         # padded from 40 to 64 pixels: torchvision would take the strides for half of what they are, from then on

@@ -110,6 +110,18 @@ def test_named_model_must_fit(exported: tuple[Path, torch.nn.Module]) -> None:
         load_backbone(None, "resnet18", pretrained=False)
 
 
+def test_models_that_normalise_after_pooling_have_their_tokens_normalised_so() -> None:
+    backbone = load_backbone(None, "vit_wee_patch16_reg1_gap_256", image_size=32, pretrained=False).eval()
+    assert isinstance(backbone.vit.fc_norm, torch.nn.LayerNorm)
+    torch.nn.init.uniform_(backbone.vit.fc_norm.weight)
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        # the register is no patch
+        wanted = backbone.vit.fc_norm(backbone.vit.forward_features(images)[:, 1:])
+        torch.testing.assert_close(backbone.tokens(images), wanted)
+        torch.testing.assert_close(backbone.block_tokens(images, 2)[-1], wanted)
+
+
 def test_any_timm_model_gives_patch_tokens() -> None:
     backbone = load_backbone(None, "vit_tiny_patch16_224", image_size=32, pretrained=False)
     assert backbone.tokens(torch.rand(2, 3, 32, 48)).shape == (2, 6, 192)
