@@ -16,6 +16,7 @@ from flsl.model.backbone import Backbone, load_backbone, read_checkpoint
 from flsl.model.head import ProjectionHead
 from flsl.model.mean_shift import absolute_temperature, mean_shift
 from flsl.runtime.errors import UserError, require_file
+from flsl.runtime.progress import warn
 
 _HEAD = "head."
 
@@ -86,6 +87,8 @@ def load_models(named: Sequence[str], epochs: bool, defaults: PretrainSettings, 
                 if not _is_of(one, final)
             ]
         found.append(final)
+    if epochs and len(found) == len(named):
+        warn("--epochs: no epochs were kept beside the encoders; compute.keep_epochs keeps them in training")
     labels = [one.label for one in found]
     for label in labels:
         if labels.count(label) > 1:
