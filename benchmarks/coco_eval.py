@@ -24,9 +24,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from flsl.config.data import ScenesSettings
+from flsl.data.rle import compress
 from flsl.data.scenes.make import make_scenes
 from flsl.detect.coco_eval import evaluate_files
-from flsl.detect.rle import compress
 
 
 def annotations(root: Path) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flsl.config.data import CocoSettings
 from flsl.data.files import Row, shown
 from flsl.data.findings import Findings
+from flsl.data.rle import BROKEN, MaskError, check, check_codes, is_finite
 from flsl.runtime.errors import UserError, inside
 from flsl.runtime.outputs import read_json
 
@@ -77,27 +79,6 @@ def read_instances(path: Path | str) -> dict[str, list[Record]]:
             if not isinstance(entry, dict) or type(entry.get("id")) is not int:
                 raise UserError(f"{path}: {key}[{index}]: a mapping with a whole number 'id' is expected")
     return {key: data[key] for key in ("images", "annotations", "categories")}
-
-
-def segmentation_fault(segmentation: Any, height: int, width: int) -> str:
-    """Return what is wrong with an annotation's polygons or run-length code for an image's size, ``""`` if nothing."""
-    if isinstance(segmentation, list):
-        for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) % 2 or not all(map(is_finite, polygon)):
-                return "a polygon that is not x, y, x, y, …"
-            if len(polygon) < 6:
-                return "a polygon of fewer than 3 points"
-        return "" if segmentation else "an empty segmentation"
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        return "a segmentation that is neither polygons nor a run-length code"
-    if segmentation["size"] != [height, width]:
-        return "a run-length code of another size than its image"
-    counts = segmentation["counts"]
-    if isinstance(counts, str):
-        counts = _decode_runs(counts)
-    if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        return "a run-length code that cannot be decoded"
-    return "" if sum(counts) == height * width else "a run-length code whose runs do not add up to its image"
 
 
 class _Report:
@@ -224,28 +205,13 @@ def _faults(annotation: Record, image: Record, figures: Counter[str]) -> Iterato
         yield "annotation without segmentation"
         return
     figures["run_lengths" if isinstance(segmentation, dict) else "polygons"] += 1
-    wrong = segmentation_fault(segmentation, height, width)
-    if wrong:
-        yield wrong
-
-
-def _decode_runs(text: str) -> list[int] | None:
-    """Decode COCO's compressed counts: groups of 5 bits from character 48 on, differences from the third run on."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs if shift == 0 else None
+    try:
+        code = check(segmentation, height, width)
+    except MaskError as error:
+        yield error.kind
+        return
+    if code is not None and not check_codes([code], np.array([height * width], dtype=np.int64))[0]:
+        yield BROKEN
 
 
 def _stays_inside(name: str) -> bool:
@@ -254,14 +220,6 @@ def _stays_inside(name: str) -> bool:
     except UserError:
         return False
     return bool(name)
-
-
-def is_finite(value: object) -> bool:
-    """Tell whether a value of a JSON file is a number that a float can hold."""
-    try:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    except OverflowError:  # whole numbers have no largest one, floats have
-        return False
 
 
 def _hashable(value: object) -> int:

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flsl.data.coco import is_finite
-from flsl.detect.rle import check_codes, compress
+from flsl.data.rle import MaskError, check_codes, compress, is_finite
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json
 from flsl.runtime.progress import counted
@@ -165,7 +164,7 @@ def with_masks(records: Iterable[Record], images: Mapping[int, Record], path: Pa
                 x, y, w, h = record["bbox"]
                 segmentation = [[x, y, x, y + h, x + w, y + h, x + w, y]]
             mask = compress(segmentation, image["height"], image["width"])
-        except ValueError as error:
+        except MaskError as error:
             raise UserError(f"{path}: {what} {record.get('id', index)}: {error}") from None
         done.append({**record, "segmentation": mask})
     codes = [record["segmentation"]["counts"].encode() for record in done]

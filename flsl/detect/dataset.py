@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from flsl.config.detect import RecipeSettings
 from flsl.data.images import load_rgb
 from flsl.data.order import Key
+from flsl.data.rle import MaskError, check, check_codes, compress
 from flsl.detect.augment import Geometry, Target, apply_image, apply_target, draw, fitted
 from flsl.detect.coco_files import Annotations, Record
-from flsl.detect.rle import check, check_codes, compress
 from flsl.runtime.errors import UserError, inside, require_folder
 from flsl.runtime.outputs import sha256_file
 
@@ -143,7 +143,7 @@ def _broken_masks(truth: Annotations) -> set[int]:
         image = truth.images[entry["image_id"]]
         try:
             code = check(entry.get("segmentation"), image["height"], image["width"])
-        except ValueError:
+        except MaskError:
             broken.add(entry["id"])
             continue
         if code is not None:

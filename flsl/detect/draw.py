@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from flsl.data.images import load_rgb
+from flsl.data.rle import compress
 from flsl.detect.coco_files import Annotations, Record
-from flsl.detect.rle import compress
 from flsl.runtime.outputs import atomic
 
 _COLOURS = (

@@ -19,8 +19,8 @@ from pycocotools import mask as coco_mask
 from flsl.config.data import CocoSettings
 from flsl.config.experiment import Experiment
 from flsl.data.check import check_data
-from flsl.data.coco import segmentation_fault
 from flsl.data.manifest import checked
+from flsl.data.rle import MaskError, check, check_codes
 from flsl.runtime.errors import UserError
 
 Data = dict[str, list[dict[str, Any]]]
@@ -120,8 +120,9 @@ def _twice(kind: str) -> Callable[[Data], None]:
         (_change("annotations.0.segmentation", [[1, 1, 2, 2]]), "1 × a polygon of fewer than 3 points, e.g. id 1"),
         (_change("annotations.0.segmentation", [[1, 1, 2, 2, 3]]), "1 × a polygon that is not x, y, x, y, …"),
         (_change("annotations.0.segmentation", [["a"] * 6]), "1 × a polygon that is not x, y, x, y, …"),
+        (_change("annotations.0.segmentation", [[0, 0, 1e6, 0, 0, 1e6]]), "1 × a polygon that lies far outside its"),
         (_change("annotations.0.segmentation", "x"), "1 × a segmentation that is neither polygons nor"),
-        (_change("annotations.1.segmentation.counts", [100, 111]), "1 × a run-length code whose runs do not add up"),
+        (_change("annotations.1.segmentation.counts", [100, 111]), "1 × a run-length code that cannot be decoded"),
         (_change("annotations.1.segmentation.counts", [220, -10]), "1 × a run-length code that cannot be decoded"),
         (_change("annotations.1.segmentation.counts", "\x01"), "1 × a run-length code that cannot be decoded"),
         (_change("annotations.1.segmentation.size", [21, 10]), "1 × a run-length code of another size than its image"),
@@ -187,9 +188,11 @@ def test_missing_parts_are_refused(tmp_path: Path) -> None:
 @settings(max_examples=150)
 def test_run_lengths_are_judged_as_coco_decodes_them(mask: np.ndarray) -> None:
     height, width = mask.shape
+    pixels = np.array([height * width])
     code = coco_mask.encode(np.asfortranarray(mask))
-    segmentation = {"size": list(code["size"]), "counts": code["counts"].decode()}
-    assert segmentation_fault(segmentation, height, width) == ""
+    told = check({"size": list(code["size"]), "counts": code["counts"].decode()}, height, width)
+    assert told == code["counts"]
+    assert check_codes([told], pixels).all()
     # the same runs, counted the slow way
     flat = mask.flatten(order="F").tolist()
     runs, value = [0], 0
@@ -198,14 +201,14 @@ def test_run_lengths_are_judged_as_coco_decodes_them(mask: np.ndarray) -> None:
             runs.append(0)
             value = pixel
         runs[-1] += 1
-    assert segmentation_fault({"size": [height, width], "counts": runs}, height, width) == ""
+    assert check({"size": [height, width], "counts": runs}, height, width) is None
     runs[-1] += 1
-    assert "do not add up" in segmentation_fault({"size": [height, width], "counts": runs}, height, width)
+    with pytest.raises(MaskError, match="its runs cover"):
+        check({"size": [height, width], "counts": runs}, height, width)
     longer = coco_mask.frPyObjects(
         {"size": [height, width + 1], "counts": [*runs[:-1], runs[-1] - 1 + height]}, height, width + 1
     )
-    told = {"size": [height, width], "counts": longer["counts"].decode()}
-    assert "do not add up" in segmentation_fault(told, height, width)
+    assert not check_codes([longer["counts"]], pixels).any()
 
 
 @pytest.mark.real

@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from flsl.cli import main
+from flsl.data.rle import check_codes, compress
 from flsl.detect.coco_eval import FIGURES, evaluate_files
-from flsl.detect.rle import check_codes, compress
 from flsl.runtime.errors import UserError
 
 HEIGHT, WIDTH = 100, 120

@@ -7,18 +7,38 @@ different lengths are compared for ever. Everything that comes from a file is th
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
-
-from flsl.data.coco import is_finite
 
 _BITS = 5
 _LONGEST = 7  # digits of five bits that a number of 32 bits needs
+BROKEN = "a run-length code that cannot be decoded or whose runs do not add up to its image"
+_NO_POLYGON = "a polygon that is not x, y, x, y, …"
 _CHUNK = 1 << 16  # characters decoded at once: what a core's cache holds
+
+
+class MaskError(ValueError):
+    """A segmentation that cannot be drawn; the message says what is wrong with this one.
+
+    Attributes:
+        kind: what is wrong, in words that fit many.
+    """
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def is_finite(value: object) -> bool:
+    """Tell whether a value of a JSON file is a number that a float can hold."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # whole numbers have no largest one, floats have
+        return False
 
 
 def check_codes(codes: Sequence[bytes], pixels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -86,26 +106,33 @@ def check(segmentation: Any, height: int, width: int) -> bytes | None:
         width: of its image.
 
     Raises:
-        ValueError: says what is wrong with the segmentation.
+        MaskError: says what is wrong with the segmentation.
     """
     if isinstance(segmentation, list):
         _check_polygons(segmentation, height, width)
         return None
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
-        raise ValueError("the segmentation is neither a list of polygons nor a run-length code with size and counts")
+        raise MaskError(
+            "the segmentation is neither a list of polygons nor a run-length code with size and counts",
+            "a segmentation that is neither polygons nor a run-length code",
+        )
     if segmentation["size"] != [height, width]:
-        raise ValueError(f"the mask's size {segmentation['size']} is not the image's [{height}, {width}]")
+        raise MaskError(
+            f"the mask's size {segmentation['size']} is not the image's [{height}, {width}]",
+            "a run-length code of another size than its image",
+        )
     counts = segmentation["counts"]
     if isinstance(counts, str | bytes):
         try:
             return counts if isinstance(counts, bytes) else counts.encode("ascii")
         except UnicodeError:
-            raise ValueError("the run-length code is broken: it has characters that are not ASCII") from None
+            raise MaskError("the run-length code is broken: it has characters that are not ASCII", BROKEN) from None
     if not isinstance(counts, list) or not all(type(run) is int and run >= 0 for run in counts):
-        raise ValueError("the run-length code is broken: its counts are whole numbers from 0 on")
+        raise MaskError("the run-length code is broken: its counts are whole numbers from 0 on", BROKEN)
     if sum(counts) != height * width:
-        raise ValueError(
-            f"the run-length code is broken: its runs cover {sum(counts)} pixels, the image has {height * width}"
+        raise MaskError(
+            f"the run-length code is broken: its runs cover {sum(counts)} pixels, the image has {height * width}",
+            BROKEN,
         )
     return None
 
@@ -116,8 +143,10 @@ def compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     A compressed code is passed through with its ``counts`` as text; :func:`check_codes` checks many of them at once.
 
     Raises:
-        ValueError: says what is wrong with the segmentation.
+        MaskError: says what is wrong with the segmentation.
     """
+    from faster_coco_eval.core import mask as coco_mask  # which the check of a data set does without
+
     code = check(segmentation, height, width)
     if code is None:
         if isinstance(segmentation, list):
@@ -131,15 +160,20 @@ def compress(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 def _check_polygons(polygons: list[Any], height: int, width: int) -> None:
     if not polygons:
-        raise ValueError("the segmentation is empty")
+        raise MaskError("the segmentation is empty", "an empty segmentation")
     reach = 10.0 * max(height, width)
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) % 2:
-            raise ValueError("a polygon is a list x, y, x, y, … of even length")
+            raise MaskError("a polygon is a list x, y, x, y, … of even length", _NO_POLYGON)
         if len(polygon) < 6:
-            raise ValueError(f"a polygon has {len(polygon) // 2} points; it needs at least three")
+            raise MaskError(
+                f"a polygon has {len(polygon) // 2} points; it needs at least three", "a polygon of fewer than 3 points"
+            )
         for value in polygon:
             if not is_finite(value):
-                raise ValueError("a polygon's coordinates are finite numbers")
+                raise MaskError("a polygon's coordinates are finite numbers", _NO_POLYGON)
             if abs(value) > reach:
-                raise ValueError(f"a polygon's coordinate {value:g} lies far outside the {width}×{height} image")
+                raise MaskError(
+                    f"a polygon's coordinate {value:g} lies far outside the {width}×{height} image",
+                    "a polygon that lies far outside its image",
+                )
