@@ -18,7 +18,7 @@ from flsl.detect.finetune import Task
 from flsl.detect.predict import write_results
 from flsl.detect.uavdt_convert import convert, split_names
 from flsl.detect.uavdt_eval import figures as uavdt_figures
-from flsl.detect.uavdt_files import read_detections, read_sequences, truth_files
+from flsl.detect.uavdt_files import read_detections, read_sequences, truth_files, write_detections
 from flsl.model.choice import EncoderChoice
 from flsl.runtime import distributed
 from flsl.runtime.errors import UserError
@@ -32,7 +32,8 @@ def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, 
     """Run one stage; a stage that was killed goes on from its last checkpoint when started again.
 
     The folder gets ``history.jsonl``, ``model.pth``, ``detections.json`` (COCO results), ``prediction-*.png`` (ground
-    truth beside predictions) and at the end ``metrics.json``; for UAVDT also the ground truth in COCO's form.
+    truth beside predictions) and at the end ``metrics.json``; for UAVDT also the ground truth in COCO's form, and the
+    detections in the official toolkit's, ``official/<sequence>.txt``.
 
     Args:
         stage: ``coco`` (boxes and masks) or ``uavdt`` (boxes).
@@ -129,5 +130,6 @@ def _write_uavdt(
     write_json(out / "test.json", val.dataset())
     truth = read_sequences(Path(data.root) / data.ground_truth)
     found, _ = read_detections(out / "detections.json", truth)
+    write_detections(out / "official", found)
     metrics, tables = uavdt_figures(truth, found)
     return record.write(out / "metrics.json", metrics, **tables, data=about)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flsl.data.uavdt import TEST_LENGTHS, read_ground_truth, read_ignore
 from flsl.runtime.errors import UserError, nearest, require_file, require_folder
-from flsl.runtime.outputs import read_json
+from flsl.runtime.outputs import read_json, write_text
 from flsl.runtime.progress import counted, warn
 
 Rows = NDArray[np.float64]
@@ -129,6 +129,21 @@ def read_detections(
         outside += int((~inside).sum())
         found[each.name] = rows[inside]
     return found, {"detections outside their sequence's frames": outside} if outside else {}
+
+
+def write_detections(folder: Path, found: Mapping[str, Rows]) -> None:
+    """Write detections as the official toolkit reads them: ``<sequence>.txt``, an empty one where there are none.
+
+    Args:
+        folder: to write into.
+        found: by sequence, as :func:`read_detections` returns them.
+    """
+    for name, rows in found.items():
+        # frame, target (none), box, score, and out-of-view and occlusion, which a detector does not tell
+        lines = [
+            f"{int(frame)},-1,{x!r},{y!r},{w!r},{h!r},{score!r},1,-1\n" for frame, x, y, w, h, score in rows.tolist()
+        ]
+        write_text(folder / f"{name}.txt", "".join(lines))
 
 
 def _read_text(path: Path) -> Rows:

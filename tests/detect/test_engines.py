@@ -125,8 +125,12 @@ def test_uavdt_from_frames_to_the_official_figures(tmp_path: Path, engine: str) 
     assert {entry["image_id"] // 1_000_000 for entry in detections} == {208}
     COCO(str(out / "test.json")).loadRes(str(out / "detections.json"))
     evaluate = ["uavdt", "evaluate", "--gt", str(tmp_path / "uavdt/gt"), "--out", str(tmp_path / "m.json")]
-    assert main([*evaluate, "--detections", str(out / "detections.json")]) == 0
-    assert json.loads((tmp_path / "m.json").read_text())["metrics"] == record["metrics"]
+    for name in ("detections.json", "official"):
+        assert main([*evaluate, "--detections", str(out / name)]) == 0
+        assert json.loads((tmp_path / "m.json").read_text())["metrics"] == record["metrics"]
+    rows = (out / "official/M0208.txt").read_text().splitlines()
+    assert len(rows) == len(detections)
+    assert all(row.split(",")[1] == "-1" and len(row.split(",")) == 9 for row in rows)
 
 
 @pytest.mark.slow
