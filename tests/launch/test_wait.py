@@ -1,0 +1,112 @@
+"""Waiting for a job: what counts as its end, its success and its failure, without a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flsl.config.cluster import ClusterSettings
+from flsl.launch import queue, wait
+from flsl.launch.live import Live
+from flsl.launch.queue import JobState, SharedQueue
+from flsl.launch.record import JobRecord
+
+RECORD = JobRecord("x", "slurm", "digest", "flsl-x", tasks=2, job_id="7")
+
+
+def left(folder: Path, rank: int, kind: str, value: object) -> None:
+    """What submitit leaves of a rank that has ended."""
+    (folder / f"7_{rank}_result.pkl").write_bytes(pickle.dumps((kind, value)))
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Let the scheduler say these states, one a look, the last one for ever."""
+    monkeypatch.setattr(wait, "_TICK", 0.001)
+
+    def says(*states: JobState | Callable[[], JobState]) -> list[str]:
+        asked: list[str] = []
+
+        @contextlib.contextmanager
+        def watching(*_: object) -> Iterator[Callable[[], JobState]]:
+            def look() -> JobState:
+                state = states[min(len(asked), len(states) - 1)]
+                state = state if isinstance(state, JobState) else state()
+                asked.append(state.state)
+                return state
+
+            yield look
+
+        monkeypatch.setattr(wait, "_watching", watching)
+        return asked
+
+    return says
+
+
+def waited(folder: Path, **settings: Any) -> Any:
+    with Live("base/pretrain", folder / "history.jsonl", 3) as live:
+        return wait.wait(RECORD, folder, ClusterSettings(latency_seconds=0, **settings), live, fresh=False)
+
+
+def test_a_job_that_the_scheduler_does_not_know_yet_is_waited_for(tmp_path: Path, seen: Any) -> None:
+    def done() -> JobState:
+        for rank in range(2):
+            left(tmp_path, rank, "success", None)
+        return JobState("RUNNING")
+
+    asked = seen(JobState("UNKNOWN"), JobState("UNKNOWN"), JobState("PENDING"), done)
+    assert waited(tmp_path).kind == "complete"
+    assert asked == ["UNKNOWN", "UNKNOWN", "PENDING", "RUNNING"]
+
+
+def test_a_job_that_stays_unknown_has_ended(tmp_path: Path, seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "_UNKNOWN_FOR", 0.05)
+    seen(JobState("UNKNOWN"))
+    assert waited(tmp_path).kind != "complete"
+
+
+def test_success_is_a_result_of_every_rank_and_an_error_of_none(tmp_path: Path) -> None:
+    left(tmp_path, 0, "success", {"loss": 1.0})
+    assert not wait._complete(RECORD, tmp_path)
+    left(tmp_path, 1, "error", "Traceback: no luck")
+    assert not wait._complete(RECORD, tmp_path)
+    left(tmp_path, 1, "success", None)
+    assert wait._complete(RECORD, tmp_path)
+
+
+def test_an_error_of_a_rank_ends_the_waiting_only_when_the_job_has_ended(tmp_path: Path, seen: Any) -> None:
+    left(tmp_path, 0, "success", None)
+    left(tmp_path, 1, "error", "Traceback: no luck")
+    asked = seen(JobState("RUNNING"), JobState("REQUEUED"), JobState("FAILED"))
+    assert waited(tmp_path).kind == "lost"  # it left no word of its own, see flsl.launch.outcome
+    assert asked[:3] == ["RUNNING", "REQUEUED", "FAILED"]
+
+
+def test_a_controller_that_is_silent_says_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[dict[str, JobState] | None] = [{"7": JobState("RUNNING")}, None]
+    monkeypatch.setattr(queue, "ask", lambda jobs: answers.pop(0))
+    shared = SharedQueue(0.0, tmp_path)
+    assert shared.look("7") == JobState("RUNNING")
+    assert shared.look("7") == JobState("RUNNING")
+    assert answers == []
+
+
+def test_jobs_that_nobody_waits_for_any_more_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(queue, "ask", lambda jobs: asked.append(list(jobs)) or {})
+    shared = SharedQueue(0.0, tmp_path)
+    (tmp_path / "wanted/5").touch()
+    os.utime(tmp_path / "wanted/5", (time.time() - 1000,) * 2)
+    shared.look("7")
+    shared.look("7")
+    assert asked == [["7"], ["7"]]
+    assert [path.name for path in (tmp_path / "wanted").iterdir()] == ["7"]
+    assert json.loads((tmp_path / "answer.json").read_text()) == {"jobs": {}}
