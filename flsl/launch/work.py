@@ -96,17 +96,15 @@ def pretraining(experiment: Experiment, images: Path, out: Path, run: str, previ
         previous: the encoder of an earlier run, of multi-stage pretraining.
 
     Raises:
-        UserError: when the folder holds no manifest, the earlier run's encoder is missing, or the batch does not fit.
+        UserError: when the folder holds no manifest, the earlier run's encoder is missing, or there are fewer images.
     """
-    from flsl.launch.request import processes  # which knows of work
-
     manifest, settings = load_manifest(images), experiment.pretrain
     data = trained_on(manifest)
     check_previous(settings, previous)
     train = manifest["splits"].get("train", {})
     if "images" in train:
-        batch = settings.batch_size, settings.accumulate
-        check_batch(*batch, processes(experiment), train["images"], "pretrain.batch_size")
+        # whether ranks can share it shows when there are any: SLURM may not grant them
+        check_batch(settings.batch_size, 1, 1, train["images"], "pretrain.batch_size")
     recipe = recipe_of(experiment.pretrain, experiment.seed, data, previous)
     inputs = {"images": str(images.absolute()), "previous": str(previous.absolute()) if previous is not None else None}
     epochs = experiment.pretrain.epochs

@@ -89,12 +89,8 @@ def test_ignore_boxes_and_a_checkpoint_for_a_model_count_and_reach_the_job(data:
 def test_a_batch_that_does_not_fit_is_refused_before_it_waits_in_a_queue(data: Path) -> None:
     about = {**MANIFEST, "splits": {"train": {"images": 24, "content_sha256": "1"}}}
     (data / "images/manifest.json").write_text(json.dumps(about))
-    for changes, words in (
-        ({"pretrain": {"batch_size": 1000}}, "pretrain.batch_size: 1000 is more than the 24 training images"),
-        ({"pretrain": {"batch_size": 10}, "cluster": {"nodes": 4}}, "10 images cannot be shared by 4 ranks"),
-    ):
-        with pytest.raises(UserError, match=words):
-            pretraining(experiment(**changes), Path("images"), Path("out"), "base")
+    with pytest.raises(UserError, match=r"pretrain\.batch_size: 1000 is more than the 24 training images"):
+        pretraining(experiment(pretrain={"batch_size": 1000}), Path("images"), Path("out"), "base")
     fitting = experiment(pretrain={"batch_size": 8}, cluster={"nodes": 4})
     assert pretraining(fitting, Path("images"), Path("out"), "base").stage == "pretrain"
 

@@ -16,8 +16,6 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from flsl.cli import main
-from flsl.pretrain import trainer
 from flsl.runtime.checkpoint import steps as checkpoints
 from flsl.runtime.history import read_history
 
@@ -66,8 +64,11 @@ def command(*arguments: object, ranks: int = 1) -> list[str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checked set of small images of two classes, and a config."""
-    root = tmp_path_factory.mktemp("pretrain")
+    return make_place(tmp_path_factory.mktemp("pretrain"))
+
+
+def make_place(root: Path) -> Path:
+    """Make a checked set of small images of two classes, and a config."""
     rng = np.random.default_rng(0)
     for split, count in (("train", IMAGES), ("val", 4)):
         for index in range(count):
@@ -212,46 +213,6 @@ def test_two_ranks_with_half_the_batch_each_make_the_same_run(place: Path, unint
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)
 
 
-def test_two_ranks_are_resumed_bit_for_bit_in_the_middle_of_a_line_and_an_epoch(place: Path) -> None:
-    whole, killed = place / "ranks-whole", place / "ranks-killed"
-    run_flsl(*pretrain(place, whole), ranks=2)
-    arguments = pretrain(place, killed, f"compute.checkpoints_kept={STEPS}")
-    kill_at(command(*arguments, ranks=2), killed, 7, signal.SIGTERM)
-    assert "step-000000007" <= checkpoints(killed / "checkpoints")[-1].stem < f"step-{STEPS:09d}"
-    # lines are written after even steps and epochs end after each fifth: what was counted since must not be lost
-    for path in checkpoints(killed / "checkpoints"):
-        if path.stem > "step-000000007":
-            path.unlink()
-    assert "going on after step 7" in run_flsl(*arguments, ranks=2).stderr
-    assert_same_run(killed, whole)
-
-
-def test_weights_that_are_not_finite_are_not_saved(place: Path) -> None:
-    out = place / "exploded"
-    settings = ("pretrain.learning_rate=1e30", "pretrain.warmup=0", "pretrain.head.batch_norm=false")
-    result = run_flsl(*pretrain(place, out, *settings), check=False)
-    assert result.returncode == 2
-    assert "the weights after step 1 are not finite; there was no checkpoint yet" in result.stderr.splitlines()[-1]
-    assert not checkpoints(out / "checkpoints")
-
-
-def test_an_epoch_is_kept_before_a_checkpoint_goes_on_from_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = place / "kept"
-    keep = trainer._keep_epoch
-
-    def keep_or_die(job: trainer.Job, epoch: int, *others: object) -> None:
-        if epoch == 2:
-            raise KeyboardInterrupt
-        keep(job, epoch, *others)  # type: ignore[arg-type]
-
-    arguments = [str(each) for each in pretrain(place, out, "compute.keep_epochs=1", "compute.checkpoint_steps=0")]
-    with monkeypatch.context() as context:
-        context.setattr(trainer, "_keep_epoch", keep_or_die)
-        main(arguments)
-    assert main(arguments) == 0
-    assert [path.stem for path in sorted((out / "epochs").iterdir())] == [f"epoch-{n:04d}" for n in range(EPOCHS + 1)]
-
-
 def test_other_settings_start_anew_and_lose_nothing(place: Path) -> None:
     out = place / "changed"
     kill_at(command(*pretrain(place, out)), out, 3, signal.SIGTERM)
@@ -295,17 +256,6 @@ def test_what_the_weights_do_not_depend_on_trains_nothing_again(place: Path, uni
     shutil.copytree(uninterrupted, place / "more/out")
     arguments[arguments.index(uninterrupted)] = place / "more/out"
     assert "settings or data differ" in run_flsl(*arguments).stderr
-
-
-def test_an_image_of_the_check_that_is_gone_ends_no_training(place: Path) -> None:
-    root, manifest, out = (place / "gone" / name for name in ("images", "manifest", "out"))
-    shutil.copytree(place / "images", root)
-    run_flsl("data", "check", "images", "--root", root, "--out", manifest)
-    (root / "val/a/0.png").unlink()
-    arguments = pretrain(place, out)
-    arguments[arguments.index(place / "manifest")] = manifest
-    assert "the k-NN check of this epoch is left out" in run_flsl(*arguments).stderr
-    assert not any("online_knn" in line for line in read_history(out / "history.jsonl"))
 
 
 def test_accumulated_micro_batches_train(place: Path) -> None:
