@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from flsl.config.base import Settings
@@ -55,7 +56,7 @@ def check_name(name: str, source: str) -> None:
     """
     section = name.split(".")[0]
     if section in VARIABLE:
-        below = next((leaf for leaf, _ in leaves(Experiment(project="x")) if leaf.startswith(f"{name}.")), None)
+        below = next((leaf for leaf in _variable_settings() if leaf.startswith(f"{name}.")), None)
         if below is not None:
             raise UserError(f"{source}: {name}: is a whole section; name its settings one by one, e.g. '{below}'")
         return
@@ -99,7 +100,13 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+@cache
+def _variable_settings() -> tuple[str, ...]:
+    """Return the dotted names of all single settings that may differ."""
+    return tuple(leaf for leaf, _ in leaves(Experiment(project="x")))
+
+
 def _nearest_setting(name: str) -> str:
-    valid = [leaf for leaf, _ in leaves(Experiment(project="x"))]
+    valid = _variable_settings()
     same = [leaf for leaf in valid if leaf.endswith(f".{name}")]
     return nearest(name, same or valid)

@@ -15,7 +15,7 @@ Key = tuple[int, int]
 
 
 class Order(Sampler[list[Key]]):
-    """The micro-batches of this rank from a step on, to the end of training, across epochs.
+    """The micro-batches of this rank to the end of training, across epochs, from the first step or a later one on.
 
     Every epoch is a permutation drawn from (seed, epoch); the images that do not fill a last batch are left out. A
     global batch is cut into micro-batches and those into ranks' shares, in order.
@@ -30,7 +30,6 @@ class Order(Sampler[list[Key]]):
         epochs: in all.
         seed: of the permutations.
         process: this rank.
-        start: the first step.
         setting: the batch size's dotted name, for messages.
 
     Raises:
@@ -45,14 +44,13 @@ class Order(Sampler[list[Key]]):
         epochs: int,
         seed: int,
         process: Process,
-        start: int = 0,
         setting: str = "batch_size",
     ) -> None:
         check_batch(batch_size, accumulate, process.world_size, images, setting)
         self.steps_per_epoch = images // batch_size
         self.steps = epochs * self.steps_per_epoch
         self._images, self._batch_size, self._accumulate = images, batch_size, accumulate
-        self._epochs, self._seed, self._process, self._start = epochs, seed, process, start
+        self._epochs, self._seed, self._process, self._start = epochs, seed, process, 0
 
     def go_on(self, start: int) -> None:
         """Begin at another step."""

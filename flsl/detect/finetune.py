@@ -112,7 +112,7 @@ class FineTuning:
         self._sums = torch.zeros(len(self._names), dtype=torch.float64, device=process.device)
         # before anything is moved: a batch that does not fit is refused here
         shape, setting = (recipe.batch_size, recipe.accumulate, recipe.epochs), f"detection.{task.stage}.batch_size"
-        order = Order(len(task.train.images), *shape, task.seed, process, setting=setting)
+        order = Order(len(task.train.images), *shape, task.seed, process, setting)
         self.start, self._sums_since = self._resume()
         order.go_on(self.start)
         self._history = History(task.out / "history.jsonl", self.start) if process.is_main else None
@@ -171,7 +171,7 @@ class FineTuning:
         if epoch_ends and done < self.steps and every and epoch % every == 0:
             self._validate(done, epoch, self.predict())
             self.detector.train()
-        if self._pace.due(done, epoch_ends) or epoch_ends or signum:
+        if self._pace.due(done, epoch_ends) or signum or done == self.steps:
             with self._pace.saving():
                 self._save(done)
         if signum and done < self.steps:
@@ -225,8 +225,9 @@ class FineTuning:
             self._history.write({**line, "time": datetime.now(UTC).isoformat(timespec="milliseconds")})
 
     def _save(self, step: int) -> None:
-        _finite(self._sums, self._names, step)
+        # all ranks see the same, and end together
         sums = distributed.sum_over_ranks(self._sums)
+        _finite(sums, self._names, step)
         if self._history is None:
             return
         self._history.sync()

@@ -97,7 +97,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
 
     # before anything is moved: a batch that does not fit is refused here
     shape = settings.batch_size, settings.accumulate, settings.epochs
-    order = Order(len(images), *shape, job.seed, process, setting="pretrain.batch_size")
+    order = Order(len(images), *shape, job.seed, process, "pretrain.batch_size")
 
     # where to go on
     start, last_saved = _resume(job, process, step)

@@ -138,7 +138,7 @@ def wide(project: Project) -> pd.DataFrame:
     return table.astype(dict.fromkeys(metrics, float))
 
 
-def changed_settings(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+def changed_settings(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """Return for each run (baselines have none) the settings that are not the same in all runs, lists as JSON text."""
     pretrainings = [run for run in runs if not run.baseline]
     varied = {name for run in pretrainings for name in _params(run)}

@@ -15,7 +15,7 @@ from flsl.track.names import curve_name
 
 _COORDINATES = ("kind", "step", "epoch", "time")
 _PROBE = 4096
-_MOST_STEPS = 2**53
+_MOST_STEPS = 2**53  # the next one would not be told from it
 _LONGEST_BATCH = 20_000  # so many points are held at once; the store makes calls of them that MLflow takes
 
 

@@ -139,6 +139,9 @@ def test_a_date_is_a_name_and_merged_keys_may_be_overridden(tmp_path: Path) -> N
     )
     assert load_experiment(tmp_path / "a.yaml").project == "2024-01-01"
     assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, x: 2}", "here") == {"a": {"x": 1}, "b": {"x": 2}}
+    # merged from a merged one that stands deeper, which is flattened before it is read
+    text = "c: &c {x: 0}\ntop: {inner: &a {<<: *c, x: 1}}\nb: {<<: *a, y: 3}"
+    assert parse_yaml(text, "here") == {"c": {"x": 0}, "top": {"inner": {"x": 1}}, "b": {"x": 1, "y": 3}}
 
 
 def test_evaluations_without_a_validation_split_are_refused_at_once() -> None:

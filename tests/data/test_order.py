@@ -26,7 +26,10 @@ def test_every_epoch_is_another_permutation_without_repeats() -> None:
 def test_order_goes_on_where_it_was() -> None:
     whole = list(Order(23, 4, 1, 3, 0, process(0, 1)))
     for start in (0, 1, 5, 7, 14, 15):
-        assert list(Order(23, 4, 1, 3, 0, process(0, 1), start)) == whole[start:]
+        order = Order(23, 4, 1, 3, 0, process(0, 1))
+        order.go_on(start)
+        assert list(order) == whole[start:]
+        assert len(order) == len(whole) - start
 
 
 def test_ranks_and_micro_batches_share_the_global_batch() -> None:

@@ -26,8 +26,7 @@ def test_cosines_are_float32_under_autocast() -> None:
     head = ProjectionHead(8, prototypes=50, hidden=16, bottleneck=4)
     with torch.autocast("cpu", torch.bfloat16):
         logits = head(torch.randn(9, 8))
-        features = F.normalize(head.mlp(torch.randn(0, 8)).float(), dim=-1)
-    assert logits.dtype == features.dtype == torch.float32
+    assert logits.dtype == torch.float32
     # not rounded to bfloat16 on the way
     assert not torch.equal(logits, logits.bfloat16().float())
 
