@@ -4,7 +4,7 @@ Compares, in one run, at equal weights and views:
 - literal: ``literal_step.py``, float32, on a GPU also float16 with a scaled loss, and with fused encoder attention;
 - ours: ``flsl.pretrain.step.TrainingStep`` as the trainer runs it, in bfloat16, or float32 on a CPU that multiplies
   faster in it; making the views is part of it, but for "views given" (the literal step is given them, too); on a GPU,
-  or with --modes, compiled too, without and with CUDA graphs.
+  or with --modes, compiled too, without and with CUDA graphs, and with a residual stream of bfloat16.
 The losses of one step must agree; a training of --curve-steps steps of both at a small size shows that they go on so.
 
 Floating point operations are counted for products only, two each multiply-add: with n tokens of width C in an image,
@@ -18,6 +18,8 @@ count three times (forward, and twice as much backward), the teacher's once. Not
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from common import computing_clock, device_name, measure, options, report, timed
 from literal_step import LiteralStep, single_views
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import EncoderSettings, HeadSettings, PretrainSettings, ViewSettings
@@ -51,7 +54,20 @@ RECIPES = {
     ),
 }
 STEPS = 200  # of the schedules
-MODES = {"default": "compiled", "reduce-overhead": "CUDA graphs"}
+# of ours: its name, what is other in the recipe, and how it is computed
+MODES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "default": ("compiled", {}, {"compile": True}),
+    "reduce-overhead": ("CUDA graphs", {}, {"compile": True, "compile_mode": "reduce-overhead"}),
+    "residual": ("bfloat16 residuals", {"precision": "bf16-residual"}, {}),
+    "default-residual": ("compiled, bfloat16 residuals", {"precision": "bf16-residual"}, {"compile": True}),
+}
+
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def flops_an_image(settings: PretrainSettings, width: int, depth: int) -> float:
@@ -108,9 +124,9 @@ class Steps:
         torch.manual_seed(0)
         names = ("ours", "ours, views given")
         self.ours = {name: TrainingStep(settings, ComputeSettings(), device) for name in names}
-        for mode in modes:
-            compute = ComputeSettings.model_validate({"compile": True, "compile_mode": mode})
-            self.ours[f"ours, {MODES[mode]}"] = TrainingStep(settings, compute, device)
+        for name, changes, how in (MODES[mode] for mode in modes):
+            compute = ComputeSettings.model_validate(how)
+            self.ours[f"ours, {name}"] = TrainingStep(settings.model_copy(update=changes), compute, device)
         self.literal = {"literal": LiteralStep(settings, device)}
         if device.type == "cuda":
             self.literal["literal, fp16"] = LiteralStep(settings, device, half=True)
@@ -203,10 +219,19 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4], help="images a step; the best one counts")
     parser.add_argument("--repeats", type=int, default=3)
     modes = list(MODES) if torch.cuda.is_available() else []
-    parser.add_argument("--modes", choices=MODES, nargs="*", default=modes, help="ways to compile (minutes on a CPU)")
+    parser.add_argument(
+        "--modes", choices=MODES, nargs="*", default=modes, help="other ways (compiling: minutes on a CPU)"
+    )
     parser.add_argument("--curve-steps", type=int, default=STEPS, help="0: no curve")
     parser.add_argument("--precision", choices=["bf16", "float32"], help="of ours (default: what multiplies faster)")
+    parser.add_argument("--cudnn-attention", action="store_true", help="take cuDNN's attention before flash attention")
     args = parser.parse_args()
+    with sdpa_kernel(CUDNN_FIRST, set_priority=True) if args.cudnn_attention else contextlib.nullcontext():
+        report(figures(args), args.out)
+
+
+def figures(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what is measured, at all batch sizes."""
     device = torch.device(args.device)
     torch.set_float32_matmul_precision("high")
     size = 8192 if device.type == "cuda" else 2048
@@ -220,7 +245,7 @@ def main() -> None:
     batches = {}
     for count in args.batches:
         # graphs save launches, which matter where there is least to compute
-        modes = [mode for mode in args.modes if mode == "default" or count == min(args.batches)]
+        modes = [mode for mode in args.modes if mode != "reduce-overhead" or count == min(args.batches)]
         batches[count] = compare(settings, count, device, modes, args.repeats)
     best = max(batches.values(), key=lambda figures: figures["tflops"])
     speeds: dict[str, float] = {}
@@ -228,7 +253,8 @@ def main() -> None:
         for name, speed in found["images_a_second"].items():
             speeds[name] = max(speed, speeds.get(name, 0.0))
     ours = max(speed for name, speed in speeds.items() if name.startswith("ours"))
-    figures = {
+    rounded = args.curve_steps and any("residual" in mode for mode in args.modes)
+    return {
         "device": device_name(device),
         "recipe": args.recipe,
         "precision": precision,
@@ -238,8 +264,8 @@ def main() -> None:
         "images_a_second": ours,
         "batches": batches,
         **({"curve": curve(args.curve_steps, precision, device)} if args.curve_steps else {}),
+        **({"curve_of_bf16_residuals": curve(args.curve_steps, "bf16-residual", device)} if rounded else {}),
     }
-    report(figures, args.out)
 
 
 if __name__ == "__main__":

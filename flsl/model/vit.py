@@ -139,6 +139,22 @@ def use_plain_attention(encoder: VisionTransformer) -> None:
         block.attn.fused_attn = False
 
 
+def round_residuals(encoder: VisionTransformer) -> None:
+    """Let the residual stream, what the blocks add to, be bfloat16 under autocast, which leaves it in float32.
+
+    It is read and written more often than anything else in a block: a tenth of a training step's memory is saved, and a
+    fifth of what the norms, activations and sums of a compiled block read and write.
+    """
+    encoder.blocks[0].register_forward_pre_hook(partial(_cast, torch.bfloat16))
+    encoder.norm.register_forward_pre_hook(partial(_cast, torch.float32))
+
+
+def _cast(dtype: torch.dtype, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    tokens, *rest = arguments
+    # without autocast the blocks' weights would be of another type
+    return (tokens.to(dtype), *rest) if torch.is_autocast_enabled(tokens.device.type) else None
+
+
 def compile_blocks(encoder: VisionTransformer) -> None:
     """Compile the blocks, which share what is compiled; each size of images is compiled for itself.
 

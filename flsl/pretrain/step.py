@@ -16,7 +16,7 @@ from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
 from flsl.data.views import PLAIN_VIEWS, Batch, FLSLViews, ViewOperations
 from flsl.model.mean_shift import absolute_temperature
-from flsl.model.vit import compile_blocks, recompute_activations, use_plain_attention
+from flsl.model.vit import compile_blocks, recompute_activations, round_residuals, use_plain_attention
 from flsl.pretrain import assignments
 from flsl.pretrain.guard import LossGuard, check_weights
 from flsl.pretrain.health import Health
@@ -60,6 +60,9 @@ class TrainingStep:
         self._settings, self._device = settings, device
         self.student = FLSLNetwork(settings, settings.encoder.drop_path).to(device).train()
         self.teacher = FLSLNetwork(settings, drop_path=0.0).to(device).train()
+        if settings.precision == "bf16-residual":
+            for network in (self.student, self.teacher):
+                round_residuals(network.encoder)
         self._average = MovingAverage(self.teacher, self.student)
         self.optimiser = build_optimiser(self.student)
         self._trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
@@ -87,11 +90,11 @@ class TrainingStep:
         self._model: nn.Module = self.student
         if world_size() > 1:
             self._model = DistributedDataParallel(self.student, gradient_as_bucket_view=True, **_OWN_BUFFERS)
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision != "float32")
 
     def _choose_how(self, compute: ComputeSettings) -> None:
         """Change how the networks are computed, but not what."""
-        if self._device.type == "cpu" and self._settings.precision == "bf16":
+        if self._device.type == "cpu" and self._settings.precision != "float32":
             use_plain_attention(self.student.encoder)
         # what is recomputed must be compiled block by block
         replayed = compute.compile_mode == "reduce-overhead" and not compute.activation_checkpointing

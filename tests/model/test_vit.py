@@ -6,7 +6,14 @@ import timm
 import torch
 
 from flsl.config.pretrain import EncoderSettings
-from flsl.model.vit import PatchProjection, build_encoder, multiply_patches, set_drop_path, sincos_positions
+from flsl.model.vit import (
+    PatchProjection,
+    build_encoder,
+    multiply_patches,
+    round_residuals,
+    set_drop_path,
+    sincos_positions,
+)
 from flsl.runtime.errors import UserError
 
 SMALL = EncoderSettings(name="vit_tiny_patch16_224", patch_size=8, width=32, depth=3, heads=2)
@@ -136,3 +143,22 @@ def test_impossible_encoders_are_told_in_one_line(changes: dict[str, object], wo
     with pytest.raises(UserError, match=words) as error:
         build_encoder(SMALL.model_copy(update=changes), 48)
     assert "\n" not in str(error.value)
+
+
+def test_a_rounded_residual_stream_is_bfloat16_between_the_blocks_under_autocast_alone() -> None:
+    encoder, images = build_encoder(SMALL, 48), torch.rand(2, 3, 48, 48)
+    types: list[torch.dtype] = []
+    for block in encoder.blocks:
+        block.register_forward_hook(lambda _, given, made: types.extend([given[0].dtype, made.dtype]))
+    exact = encoder.forward_features(images)
+    round_residuals(encoder)
+    assert torch.equal(encoder.forward_features(images), exact)
+    assert {*types} == {torch.float32}
+    types.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = encoder.forward_features(images)
+    assert types == [torch.bfloat16] * 2 * len(encoder.blocks)
+    # the final LayerNorm is float32, as without
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, atol=0.1, rtol=0)
+    assert not torch.equal(rounded, exact)
