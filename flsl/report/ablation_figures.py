@@ -11,8 +11,8 @@ import numpy as np
 
 from flsl.report.ablations import AblationTable, Row, short
 from flsl.report.drawing import COLOURS, figure_files
-from flsl.report.tables import Headline
 from flsl.runtime.ablations import value_text
+from flsl.runtime.compared import Headline
 from flsl.runtime.results import is_number
 
 if TYPE_CHECKING:

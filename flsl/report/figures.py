@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flsl.report.drawing import COLOURS, figure_files
-from flsl.report.tables import best, check_some, headlines, more_is_better, reference
+from flsl.report.tables import best, check_some, more_is_better, reference
+from flsl.runtime.compared import headlines
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.history import read_history
 from flsl.runtime.progress import warn

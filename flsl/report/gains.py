@@ -8,7 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from flsl.report.markdown import code, listed, points, table
-from flsl.report.tables import Headline, reference
+from flsl.report.tables import reference
+from flsl.runtime.compared import Headline
 from flsl.runtime.progress import counted
 from flsl.runtime.results import Project, Run, flat
 

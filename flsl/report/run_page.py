@@ -11,8 +11,9 @@ import yaml
 from flsl.report.markdown import cells, code, duration, table
 from flsl.report.page import page
 from flsl.report.stale import stale_stages
-from flsl.report.tables import headlines, reference
+from flsl.report.tables import reference
 from flsl.runtime.attempts import read_attempts
+from flsl.runtime.compared import headlines
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.outputs import write_text
 from flsl.runtime.results import Project, Run

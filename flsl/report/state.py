@@ -8,7 +8,7 @@ from typing import Any
 
 from flsl.report.markdown import code, name_of
 from flsl.report.stale import Stale
-from flsl.report.tables import ordered
+from flsl.runtime.compared import ordered
 from flsl.runtime.progress import counted
 from flsl.runtime.results import CONFIG, PRETRAIN, Project
 

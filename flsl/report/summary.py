@@ -13,8 +13,9 @@ from flsl.report.page import page
 from flsl.report.published import COCO
 from flsl.report.stale import stale_stages
 from flsl.report.state import missing, missing_section, newest_config, stale_section, state
-from flsl.report.tables import Headline, changed_settings, check_some, headlines, ordered, wide
+from flsl.report.tables import check_some, wide
 from flsl.runtime.ablations import read_ablations
+from flsl.runtime.compared import Headline, changed_settings, headlines, ordered
 from flsl.runtime.outputs import atomic, write_text
 from flsl.runtime.progress import counted
 from flsl.runtime.results import HISTORY, PRETRAIN, Project, Run, flat

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +12,13 @@ import pandas as pd
 
 from flsl.report.published import COCO
 from flsl.runtime.ablations import membership, point_label, read_ablations
+from flsl.runtime.compared import NO_RESULTS, changed_settings, complete_settings, ordered, own_settings
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.results import Project, Run, flat, read_project
 
-# (what it is, its name; `@20` stands for the nearest k that a run evaluated), in the order of the tables
-_HEADLINES = (
-    ("k-NN top-1", "knn/top1@20"),
-    ("linear top-1", "linear/top1"),
-    ("aligned k-NN patch top-1", "aligned_knn/patch_top1@20"),
-    ("COCO box AP", "coco/bbox/AP"),
-    ("COCO box AP50", "coco/bbox/AP50"),
-    ("COCO mask AP", "coco/segm/AP"),
-    ("UAVDT AP@0.7", "uavdt/AP@0.7"),
-    ("DAVIS J&F", "davis/J&F-Mean"),
-)
-_NO_RESULTS = ("pretrain", "baseline", "features")
-_DESCRIPTIONS = (*_NO_RESULTS, "visualize")  # stages whose figures describe an encoder, and do not judge it
+_DESCRIPTIONS = (*NO_RESULTS, "visualize")  # stages whose figures describe an encoder, and do not judge it
 _LESS_IS_BETTER = re.compile(r"loss|decay|error", re.IGNORECASE)
 _NEITHER = re.compile(r"seconds|per_second|images|frames|parameters|steps|count", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Headline:
-    """A figure that a run is judged by; all of them are percentages, and more is better."""
-
-    label: str
-    metric: str
 
 
 def load_results(path: Path | str, ablation: str | None = None) -> pd.DataFrame:
@@ -72,10 +52,10 @@ def load_results(path: Path | str, ablation: str | None = None) -> pd.DataFrame:
 def tidy(project: Project) -> pd.DataFrame:
     """Return a project's figures as :func:`load_results` does."""
     member = membership(read_ablations(project.folder, []))
-    varied = {name for run in project.runs for name in _params(run)}
+    varied = {name for run in project.runs for name in own_settings(run)}
     rows: list[dict[str, Any]] = []
     for run in project.runs:
-        own = _params(run) if run.baseline else _complete(run, varied)
+        own = own_settings(run) if run.baseline else complete_settings(run, varied)
         params = {name: _cell(value) for name, value in own.items()}
         about = {"seed": run.seed, "ablations": ",".join(member.get(run.name, []))}
         for stage in run.stages.values():
@@ -138,50 +118,6 @@ def wide(project: Project) -> pd.DataFrame:
     return table.astype(dict.fromkeys(metrics, float))
 
 
-def changed_settings(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """Return for each run (baselines have none) the settings that are not the same in all runs, lists as JSON text."""
-    pretrainings = [run for run in runs if not run.baseline]
-    varied = {name for run in pretrainings for name in _params(run)}
-    own = {run.name: {} if run.baseline else _complete(run, varied) for run in runs}
-    pretrained = [values for values in own.values() if values]
-    names = {name for values in pretrained for name in values}
-    differ = {name for name in names if len({json.dumps(values.get(name)) for values in pretrained}) > 1}
-    return {
-        run: {
-            name: json.dumps(value) if isinstance(value, list) else value
-            for name, value in values.items()
-            if name in differ
-        }
-        for run, values in own.items()
-    }
-
-
-def headlines(runs: Iterable[Iterable[str]]) -> list[Headline]:
-    """Return the figures that runs are judged by, of those that there are.
-
-    Args:
-        runs: the names of each run's figures. Runs that were evaluated with other numbers of neighbours are judged by
-            figures of their own.
-    """
-    each = [set(metrics) for metrics in runs]
-    found = []
-    for label, metric in _HEADLINES:
-        base, _, usual = metric.partition("@")
-        if usual.isdecimal():
-            nearest = {k for known in each if (k := _nearest(known, f"{base}@", int(usual))) is not None}
-            found += [Headline(f"{label} (k = {k})", f"{base}@{k}") for k in sorted(nearest)]
-        elif any(metric in known for known in each):
-            found.append(Headline(label, metric))
-    return found
-
-
-def _nearest(metrics: Iterable[str], start: str, usual: int) -> int | None:
-    """Return the k nearest to the usual one, of the figures called ``<start><k>``; the smaller of two as near."""
-    endings = (name.removeprefix(start) for name in metrics if name.startswith(start))
-    ks = [int(ending) for ending in endings if ending.isdecimal()]
-    return min(ks, key=lambda k: (abs(k - usual), k), default=None)
-
-
 def more_is_better(metric: str) -> bool | None:
     """Tell which of two values of a figure is the better one; ``None`` where neither is."""
     stage, _, name = metric.partition("/")
@@ -205,17 +141,6 @@ def reference(project: Project) -> Run | None:
     return next((run for run in random if run.name == "untrained"), random[0] if random else None)
 
 
-def ordered(metrics: Iterable[str]) -> list[str]:
-    """Sort figures by stage, in the order of the headlines, and within a stage as they were written."""
-    stages = list(_NO_RESULTS) + list(dict.fromkeys(metric.split("/")[0] for _, metric in _HEADLINES))
-
-    def place(metric: str) -> tuple[int, str]:
-        stage = metric.split("/")[0]
-        return (stages.index(stage), "") if stage in stages else (len(stages), stage)
-
-    return sorted(metrics, key=place)
-
-
 def check_some(project: Project) -> None:
     """Refuse a project in which nothing has run.
 
@@ -224,17 +149,3 @@ def check_some(project: Project) -> None:
     """
     if not project.runs:
         raise UserError(f"{project.folder}: holds no runs; a project's folder has runs/<run>/… below it")
-
-
-def _complete(run: Run, varied: set[str]) -> dict[str, Any]:
-    """Return a run's settings with those that another run changes, which have a value in this one as well."""
-    own = _params(run)
-    missing = varied - own.keys()
-    everything = flat(run.config) if missing else {}
-    return own | {name: everything[name] for name in sorted(missing) if name in everything}
-
-
-def _params(run: Run) -> dict[str, Any]:
-    settings = flat(run.settings)
-    settings.pop("seed", None)
-    return settings

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from flsl.runtime.compared import NO_RESULTS, changed_settings, headlines, ordered
 from flsl.runtime.results import Project, Run
 from flsl.track.names import mlflow_name
 
@@ -17,7 +18,6 @@ TAG = f"mlflow.sharedViewState.{KEY}"
 NAME = "Settings and figures"
 _MOST = 30  # columns; all others are a click away, under Columns
 _LONGEST = 4500  # of a tag, in every version of MLflow
-_NOT_SHOWN = ("pretrain", "baseline", "features")
 
 
 def table_view(project: Project) -> str:
@@ -68,17 +68,13 @@ def _view(columns: Sequence[str]) -> str:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    from flsl.report.tables import changed_settings
-
     changed = changed_settings(runs)
     seeds = {run.seed for run in runs}
     return [*(["seed"] if len(seeds) > 1 else []), *sorted({name for own in changed.values() for name in own})]
 
 
 def _figures(runs: Sequence[Run]) -> list[str]:
-    from flsl.report.tables import headlines, ordered
-
     known = ordered({name: None for run in runs for name in run.figures})
     first = [head.metric for head in headlines(run.figures for run in runs)]
-    stages = [name for name in known if name.split("/")[0] not in _NOT_SHOWN and name not in first]
+    stages = [name for name in known if name.split("/")[0] not in NO_RESULTS and name not in first]
     return [*first, *stages]

@@ -13,7 +13,8 @@ from made_results import KNN, LINEAR, Results, demo, experiment
 
 from flsl.cli import main
 from flsl.report.summary import summary
-from flsl.report.tables import best, changed_settings, headlines, load_results, more_is_better, wide
+from flsl.report.tables import best, load_results, more_is_better, wide
+from flsl.runtime.compared import changed_settings, headlines
 from flsl.runtime.errors import UserError
 from flsl.runtime.results import read_project
 
