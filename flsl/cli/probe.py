@@ -123,11 +123,10 @@ def _aligned(args: argparse.Namespace) -> None:
 
 
 def _experiment(args: argparse.Namespace) -> Experiment:
-    import torch
+    from flsl.runtime.training import use_threads
 
     settings = experiment(args)
-    if settings.compute.threads:
-        torch.set_num_threads(settings.compute.threads)
+    use_threads(settings.compute)
     return settings
 
 

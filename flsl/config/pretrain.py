@@ -168,4 +168,8 @@ class PretrainSettings(Settings):
                 )
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate: {self.accumulate} does not divide batch_size ({self.batch_size})")
+        sides = [views.global_size, *[views.local_size] * views.local_crops]
+        queries = sum((side // (patch * self.query_window)) ** 2 for side in sides)
+        if self.head.batch_norm and queries * (self.batch_size // self.accumulate) < 2:
+            raise ValueError("head.batch_norm: a step has a single query token, and no statistics; raise batch_size")
         return self

@@ -20,13 +20,14 @@ from torch import Tensor
 from flsl.config.detect import DetectorSettings
 from flsl.detect.augment import Target
 from flsl.detect.coco_files import Record
-from flsl.detect.finetune import FineTuning, Task, begin
+from flsl.detect.finetune import FineTuning, Task
 from flsl.detect.model_file import ModelFile
 from flsl.detect.predict import Predict
 from flsl.model.backbone import Backbone
 from flsl.model.pyramid import LEVELS, STRIDES, ViTPyramid
 from flsl.runtime.interrupt import StopRequest
 from flsl.runtime.progress import Bar, bar
+from flsl.runtime.training import begin
 
 _LOSSES = {
     "loss_rpn_cls": "rpn_objectness",
@@ -145,7 +146,7 @@ class Trainer(TrainerBase):  # type: ignore[misc]
 
 def train(task: Task, backbone: Backbone) -> list[Record] | None:
     """Train with detectron2; see :func:`flsl.detect.train.train`."""
-    process = begin(task)
+    process = begin(task.compute, task.seed)
     detector = instantiate(lazy_config(backbone, len(task.val.categories), task.settings.model, task.masks))
     detector.bf16 = task.recipe.precision == "bf16"
     # pictures of proposals would need images in detectron2's own form

@@ -31,9 +31,8 @@ from flsl.runtime import checkpoint, distributed
 from flsl.runtime.errors import UserError
 from flsl.runtime.history import History
 from flsl.runtime.interrupt import Stopped
-from flsl.runtime.outputs import sha256_json
 from flsl.runtime.pace import Pace
-from flsl.runtime.progress import say
+from flsl.runtime.training import all_finite, resume
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,7 @@ class Task:
 
 LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "mask")
 """Names of the losses, equal for both engines."""
+_WRITTEN = ("history.jsonl", "model.pth", "detections.json", "metrics.json")
 _NOT_TRAINING = ("evaluate_every", "images_shown", "test_batch_size", "test_short_side")
 
 
@@ -228,6 +228,9 @@ class FineTuning:
         # all ranks see the same, and end together
         sums = distributed.sum_over_ranks(self._sums)
         _finite(sums, self._names, step)
+        # a gradient may be infinite where the losses are not
+        if not all_finite(self._trained):
+            raise UserError(f"the weights after step {step} are not finite; {_CALMER}")
         if self._history is None:
             return
         self._history.sync()
@@ -244,18 +247,10 @@ class FineTuning:
 
     def _resume(self) -> tuple[int, int]:
         """Load the newest checkpoint of the same task; return its step and that from which losses are summed."""
-        task = self._task
-        found = checkpoint.load_newest(task.out / "checkpoints")
+        found = resume(self._task.out, ("identity", self._task.identity), _WRITTEN, self.process)
         if found is None:
             return 0, 0
-        path, state = found
-        distributed.barrier()
-        if sha256_json(state.get("identity")) != sha256_json(task.identity):
-            if self.process.is_main:
-                names = ("checkpoints", "history.jsonl", "model.pth", "detections.json", "metrics.json")
-                kept = checkpoint.set_aside(task.out, names, f"superseded-{sha256_json(state.get('identity'))[:8]}")
-                say(f"settings or data differ from those of {path.name}: starting anew; the old files are in {kept}")
-            return 0, 0
+        _, state = found
         self.detector.load_state_dict(state["detector"])
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"])
@@ -263,19 +258,7 @@ class FineTuning:
         if self.process.is_main:
             # of all ranks
             self._sums.copy_(state["sums"])
-            say(f"going on after step {state['step']} from {path}")
         return int(state["step"]), int(state["sums_since"])
-
-
-def begin(task: Task) -> distributed.Process:
-    """Join the other ranks, choose the device, and seed what the detector's heads are drawn from."""
-    process = distributed.start(task.compute.device)
-    if task.compute.threads:
-        torch.set_num_threads(task.compute.threads)
-    if process.device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    torch.manual_seed(task.seed)
-    return process
 
 
 def validation(task: Task, results: list[Record]) -> dict[str, float]:
@@ -299,10 +282,10 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+_CALMER = "lower the learning_rate, lengthen warmup_steps, or set precision=float32"
+
+
 def _finite(values: Tensor, names: list[str], step: int) -> None:
     for name, value in zip(names, values.tolist(), strict=True):
         if not math.isfinite(value):
-            raise UserError(
-                f"loss_{name}: is {value} at or before step {step}; lower the learning_rate, lengthen warmup_steps, "
-                "or set precision=float32"
-            )
+            raise UserError(f"loss_{name}: is {value} at or before step {step}; {_CALMER}")

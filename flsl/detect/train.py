@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from flsl.detect.coco_files import Record
-from flsl.detect.finetune import FineTuning, Task, begin
+from flsl.detect.finetune import FineTuning, Task
 from flsl.detect.rcnn import Detector
 from flsl.model.backbone import Backbone
 from flsl.runtime.interrupt import StopRequest
 from flsl.runtime.progress import bar
+from flsl.runtime.training import begin
 
 
 def train(task: Task, backbone: Backbone) -> list[Record] | None:
@@ -20,7 +21,7 @@ def train(task: Task, backbone: Backbone) -> list[Record] | None:
         UserError: for settings that do not fit, a loss that is not finite, or an image that cannot be read.
         Stopped: when a signal ended the training after it was saved.
     """
-    process = begin(task)
+    process = begin(task.compute, task.seed)
     detector = Detector(backbone, len(task.val.categories), task.settings.model, task.masks)
     detector.bf16 = task.recipe.precision == "bf16"
     tuning = FineTuning(task, detector, backbone, process)

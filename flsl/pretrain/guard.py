@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flsl.runtime.distributed import sum_over_ranks
 from flsl.runtime.errors import UserError
+from flsl.runtime.training import all_finite
 
 
 class LossGuard:
@@ -54,7 +55,6 @@ class LossGuard:
         raise _stopped(f"the loss of step {int(step)} is not finite ({parts})", checkpoint)
 
 
-@torch.no_grad()
 def check_weights(weights: Sequence[Tensor], done: int, checkpoint: Path | None) -> None:
     """Stop the training before weights that are not finite are kept (this waits for the device).
 
@@ -63,7 +63,7 @@ def check_weights(weights: Sequence[Tensor], done: int, checkpoint: Path | None)
     Raises:
         UserError: naming the step and the last good checkpoint.
     """
-    if not torch.stack(torch._foreach_norm(list(weights))).isfinite().all():
+    if not all_finite(weights):
         raise _stopped(f"the weights after step {done} are not finite", checkpoint)
 
 

@@ -183,6 +183,10 @@ class TrainingStep:
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         return {**parts, "optimiser": self.optimiser.state_dict(), "watched": dict(watched)}
 
+    def kept(self) -> dict[str, Any]:
+        """Return what is looked at of an epoch afterwards: the teacher, and the centre of its assignments."""
+        return {name: self._parts[name].state_dict() for name in ("teacher", "objective")}
+
     def load_state(self, state: Mapping[str, Any], first: bool) -> None:
         """Go on from what :meth:`state` returned; the ``first`` rank alone takes over what all have watched."""
         for name, part in self._parts.items():

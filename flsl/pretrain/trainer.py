@@ -18,7 +18,6 @@ from flsl.data.order import Order
 from flsl.model.backbone import save_backbone, timm_metadata
 from flsl.model.vit import timm_arguments
 from flsl.pretrain.loader import Images, build_loader
-from flsl.pretrain.network import FLSLNetwork
 from flsl.pretrain.online_knn import OnlineKnn
 from flsl.pretrain.recipe import recipe_of
 from flsl.pretrain.schedules import values_at
@@ -28,9 +27,12 @@ from flsl.runtime.compiler import require_compiler
 from flsl.runtime.environment import write_lock
 from flsl.runtime.history import History, read_history
 from flsl.runtime.interrupt import Stopped, StopRequest
-from flsl.runtime.outputs import StageRecord, sha256_file, sha256_json
+from flsl.runtime.outputs import StageRecord, sha256_file
 from flsl.runtime.pace import Pace
-from flsl.runtime.progress import bar, say
+from flsl.runtime.progress import bar
+from flsl.runtime.training import begin, resume
+
+_WRITTEN = ("epochs", "history.jsonl", "checkpoint.pth", "backbone.safetensors", "metrics.json")
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,14 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
         Stopped: when a signal ended the training after it was saved.
     """
     settings, compute = job.settings, job.compute
-    process = distributed.start(compute.device)
+    process = begin(compute, job.seed)
     device = process.device
     if compute.compile:
         require_compiler(device.type)
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
     record = StageRecord(
         "pretrain", job.run, {"seed": job.seed, **settings.plain()}, job.inputs, distributed.describe(device)
     )
 
-    # equal weights on all ranks
-    torch.manual_seed(job.seed)
     step = TrainingStep(settings, compute, device, job.previous)
 
     # before anything is moved: a batch that does not fit is refused here
@@ -100,14 +96,18 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     order = Order(len(images), *shape, job.seed, process, "pretrain.batch_size")
 
     # where to go on
-    start, last_saved = _resume(job, process, step)
+    start, last_saved = 0, None
+    if (found := resume(job.out, ("recipe", job.recipe), _WRITTEN, process)) is not None:
+        last_saved, state = found
+        start = int(state["step"])
+        step.load_state(state, first=process.is_main)
     history = History(job.out / "history.jsonl", start) if process.is_main else None
     order.go_on(start)
     batches = iter(build_loader(images, step.views, job.seed, order, compute.workers))
     steps = order.steps
 
     if start == 0 and _keeps(job, 0):
-        _keep_epoch(job, 0, step.teacher, process.is_main)
+        _keep_epoch(job, 0, step, process.is_main)
 
     def check(done: int) -> None:
         step.guard.check(last_saved)
@@ -120,8 +120,8 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
         if history is None:
             return None
         history.sync()
-        state = _state(job, done, step, watched)
-        return checkpoint.save_step(job.out / "checkpoints", done, state, compute.checkpoints_kept)
+        folder = job.out / "checkpoints"
+        return checkpoint.save_step(folder, done, _state(job, done, step, watched), compute.checkpoints_kept)
 
     if process.is_main:
         record.made_with = {**write_lock(job.out), "compile": compute.compile, "data_sha256": job.data}
@@ -178,7 +178,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
             # before the checkpoint: a training that goes on from it would not keep this epoch any more
             if epoch_ends and _keeps(job, done // order.steps_per_epoch):
                 check(done)
-                _keep_epoch(job, done // order.steps_per_epoch, step.teacher, process.is_main)
+                _keep_epoch(job, done // order.steps_per_epoch, step, process.is_main)
             signum = stop.agreed()
             if pace.due(done, epoch_ends) or signum or done == steps:
                 with pace.saving():
@@ -200,13 +200,13 @@ def _keeps(job: Job, epoch: int) -> bool:
     return bool(every) and epoch % every == 0
 
 
-def _keep_epoch(job: Job, epoch: int, teacher: FLSLNetwork, writes: bool) -> None:
-    """Keep the teacher as it is after an epoch."""
+def _keep_epoch(job: Job, epoch: int, step: TrainingStep, writes: bool) -> None:
+    """Keep the teacher, and the centre of its assignments, as they are after an epoch."""
     if not writes:
         return
     name, arguments = timm_arguments(job.settings.encoder, job.settings.views.teacher_size)
     about = {"epoch": epoch, "recipe": job.recipe, "run": job.run, **timm_metadata(name, arguments)}
-    checkpoint.save(job.out / "epochs" / f"epoch-{epoch:04d}.pth", {**about, "teacher": teacher.state_dict()})
+    checkpoint.save(job.out / "epochs" / f"epoch-{epoch:04d}.pth", {**about, **step.kept()})
 
 
 def _check_due(job: Job, epoch: int) -> bool:
@@ -224,26 +224,6 @@ def _state(job: Job, done: int, step: TrainingStep, watched: Mapping[str, torch.
         **timm_metadata(name, arguments),
         **step.state(watched),
     }
-
-
-def _resume(job: Job, process: distributed.Process, step: TrainingStep) -> tuple[int, Path | None]:
-    """Load the newest checkpoint of the same recipe; return its step and path, or 0 and None."""
-    found = checkpoint.load_newest(job.out / "checkpoints")
-    if found is None:
-        return 0, None
-    path, state = found
-    # nobody moves the files while another rank still reads them
-    distributed.barrier()
-    if sha256_json(state.get("recipe")) != sha256_json(job.recipe):
-        if process.is_main:
-            names = ("checkpoints", "epochs", "history.jsonl", "checkpoint.pth", "backbone.safetensors", "metrics.json")
-            kept = checkpoint.set_aside(job.out, names, f"superseded-{sha256_json(state.get('recipe'))[:8]}")
-            say(f"settings or data differ from those of {path.name}: starting anew; the old files are in {kept}")
-        return 0, None
-    step.load_state(state, first=process.is_main)
-    if process.is_main:
-        say(f"going on after step {state['step']} from {path}")
-    return int(state["step"]), path
 
 
 def _finish(job: Job, record: StageRecord, steps: int, step: TrainingStep) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Looked:
         label: what the pictures call it.
         backbone: the encoder.
         head: the projection head; None where the file has none.
+        center: (K,) the teacher's, by which assignments are centred; None where they are not.
         tau_sa: τ of self-attention, absolute.
         tau_ca: τ of cross-attention, absolute.
         file: where it comes from.
@@ -42,6 +43,7 @@ class Looked:
     tau_ca: float
     file: Path
     epoch: int | None = None
+    center: Tensor | None = None
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
@@ -57,6 +59,10 @@ class Looked:
         modes = mean_shift(tokens, tokens, self.tau_sa)
         logits: Tensor = self.head(modes.flatten(0, 1)).unflatten(0, modes.shape[:2])
         return logits
+
+    def assigned(self, similarities: Tensor) -> Tensor:
+        """Return the prototype (batch, N) that each mode is assigned to, as in training, from its similarities."""
+        return (similarities if self.center is None else similarities - self.center).argmax(-1)
 
 
 def load_models(named: Sequence[str], epochs: bool, defaults: PretrainSettings, device: torch.device) -> list[Looked]:
@@ -78,7 +84,8 @@ def load_models(named: Sequence[str], epochs: bool, defaults: PretrainSettings, 
         if not separator or not label or Path(text).exists():
             label, name = "", text
         path = require_file(name, "an encoder to look at")
-        final = load_model(path, label, defaults, device)
+        # an epoch's file may be named, too
+        final = replace(load_model(path, label, defaults, device), epoch=None)
         if epochs:
             kept = sorted((path.parent / "epochs").glob("epoch-*.pth"))
             found += [
@@ -100,8 +107,9 @@ def load_model(path: Path, label: str, defaults: PretrainSettings, device: torch
     """Load one encoder, with its head where the file holds one of ours."""
     backbone = load_backbone(path).to(device).eval().requires_grad_(False)
     data: Mapping[str, Any] = {} if path.suffix == ".safetensors" else read_checkpoint(path)
-    settings, head = _recipe(data, path), None
+    settings, head, center = _recipe(data, path), None, None
     if settings is not None:
+        center = _center(data, settings, path, device)
         head = _head(data, settings, backbone.width, path).to(device).eval().requires_grad_(False)
     tau = settings or {"tau_sa": _plain(defaults.tau_sa), "tau_ca": _plain(defaults.tau_ca)}
     sa, ca = (absolute_temperature(_last(tau[name]), backbone.width) for name in ("tau_sa", "tau_ca"))
@@ -109,7 +117,7 @@ def load_model(path: Path, label: str, defaults: PretrainSettings, device: torch
     if not label:
         own = data.get("run", path.stem if path.stem != "backbone" else path.resolve().parent.parent.name)
         label = f"{prefix}epoch {epoch}" if isinstance(epoch, int) else str(own)
-    return Looked(label, backbone, head, sa, ca, path, epoch if isinstance(epoch, int) else None)
+    return Looked(label, backbone, head, sa, ca, path, epoch if isinstance(epoch, int) else None, center)
 
 
 def _recipe(data: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
@@ -134,6 +142,16 @@ def _head(data: Mapping[str, Any], settings: Mapping[str, Any], width: int, path
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: its projection head does not fit its own settings: {reason}") from None
     return head
+
+
+def _center(data: Mapping[str, Any], settings: Mapping[str, Any], path: Path, device: torch.device) -> Tensor | None:
+    if not settings.get("centering"):
+        return None
+    center = data.get("objective", {}).get("center")
+    if not isinstance(center, Tensor):
+        warn(f"{path}: was written without the centre of its assignments; they are shown without it")
+        return None
+    return center.to(device)
 
 
 def _is_of(kept: Path, final: Looked) -> bool:

@@ -61,7 +61,7 @@ def count_usage(model: Looked, batches: Iterable[Tensor], nearest: int) -> Usage
     seen = 0
     for images in batches:
         similarities = model.similarities(model.tokens(images))
-        counts += torch.bincount(similarities.argmax(-1).flatten(), minlength=prototypes)
+        counts += torch.bincount(model.assigned(similarities).flatten(), minlength=prototypes)
         similarity, patch = similarities.max(1)
         image = torch.arange(seen, seen + len(images), device=device)[:, None].expand_as(patch)
         seen += len(images)

@@ -128,7 +128,7 @@ def _draw(
             }
     main = reference if reference in usages else headed[-1]
     names = [labels[index] for index in headed]
-    assigned = [models[index].similarities(teachers[index]).argmax(-1).cpu().numpy() for index in headed]
+    assigned = [models[index].assigned(models[index].similarities(teachers[index])).cpu().numpy() for index in headed]
     grid = round(teachers[main].shape[1] ** 0.5)
     chosen = usages[main].most_used(settings.prototypes)
     made["segments.png"] = pictures.segments_sheet(names, views, assigned, headed.index(main))

@@ -25,6 +25,12 @@ TINY = [
     *("features.resize=16", "features.crop=16", "compute.device=cpu"),
 ]
 
+# of one image a step: a single window in its only view
+ONE_TOKEN = (
+    *("pretrain.batch_size=1", "pretrain.views.local_crops=0"),
+    *("pretrain.views.global_size=32", "pretrain.query_window=2"),
+)
+
 
 def config(text: str, *overrides: str) -> Make:
     def make(place: Path) -> list[str]:
@@ -147,6 +153,10 @@ CASES: dict[str, tuple[Make, str]] = {
         "query_window: 7 is larger than the 6 tokens",
     ),
     "micro-batches": (config("project: a", "pretrain.accumulate=3"), "accumulate: 3 does not divide batch_size"),
+    "one token": (
+        config("project: a", *ONE_TOKEN, "pretrain.head.batch_norm=true"),
+        "head.batch_norm: a step has a single query",
+    ),
     "override without value": (config("project: a", "pretrain.epochs"), "an override is written as setting=value"),
     "below a value": (config("{project: a, seed: 1}", "seed.x=2"), "'seed' is a single value"),
     "unsafe project name": (config("project: ../up"), "a name takes letters, digits"),

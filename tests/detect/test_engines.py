@@ -28,6 +28,7 @@ from flsl.detect.model_file import load_model
 from flsl.detect.stage import run
 from flsl.model.backbone import load_backbone
 from flsl.model.choice import EncoderChoice
+from flsl.runtime import checkpoint
 from flsl.runtime.errors import UserError
 from flsl.runtime.history import read_history
 
@@ -100,6 +101,23 @@ def test_a_killed_training_goes_on_bit_for_bit(
     ]
     assert histories[0] == histories[1]
     assert (tmp_path / "whole/detections.json").read_text() == (tmp_path / "parts/detections.json").read_text()
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = FineTuning.step
+
+    def spoilt(tuning: FineTuning, step: int) -> None:
+        usual(tuning, step)
+        if step == 3:  # as by an infinite gradient of finite losses
+            next(p for p in tuning.detector.parameters() if p.requires_grad).data.view(-1)[0] = torch.inf
+
+    monkeypatch.setattr(FineTuning, "step", spoilt)
+    experiment = tiny_experiment(tiny, "compute.checkpoint_steps=2", "compute.log_every=50")
+    with pytest.raises(UserError, match=r"^the weights after step 4 are not finite; lower the learning_rate"):
+        run("coco", experiment, RANDOM, tmp_path / "out", "base")
+    assert [path.name for path in checkpoint.steps(tmp_path / "out/checkpoints")] == ["step-000000002.pth"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

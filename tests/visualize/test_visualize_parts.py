@@ -1,6 +1,7 @@
 """The parts of the pictures: components, colours, usage of prototypes, sheets, choice of images."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -113,7 +114,11 @@ def model() -> Looked:
     return Looked("x", backbone, head, 0.2, 0.2, Path("x"))
 
 
-def test_usage_is_that_of_a_loop(model: Looked) -> None:
+@pytest.mark.parametrize("centred", [False, True])
+def test_usage_is_that_of_a_loop(model: Looked, centred: bool) -> None:
+    # so that everything is assigned to the last prototype
+    center = torch.tensor([2.0, 2, 2, 2, 2, -2]) if centred else torch.zeros(6)
+    model = replace(model, center=center if centred else None)
     torch.manual_seed(1)
     images = torch.rand(7, 3, 32, 32)
     usage = count_usage(model, [images[:3], images[3:]], nearest=4)
@@ -128,11 +133,12 @@ def test_usage_is_that_of_a_loop(model: Looked) -> None:
         assert model.head is not None
         logits = model.head(torch.stack(rows))
         for row in logits:
-            counts[int(row.argmax())] += 1
+            counts[int((row - center).argmax())] += 1
         for prototype in range(6):
             patch = int(logits[:, prototype].argmax())
             nearest[prototype].append((float(logits[patch, prototype].detach()), index, patch))
     assert usage.counts.tolist() == counts
+    assert (counts[5] == sum(counts)) == centred
     for prototype, found in enumerate(nearest):
         expected = sorted(found, reverse=True)[:4]
         np.testing.assert_allclose(usage.similarity[:, prototype], [one[0] for one in expected], atol=1e-5)

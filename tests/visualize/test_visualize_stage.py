@@ -12,7 +12,9 @@ from commands import flsl
 from PIL import Image
 from tiny import COMPUTE, PRETRAIN, write_images
 
+from flsl.config.pretrain import PretrainSettings
 from flsl.model.backbone import load_backbone
+from flsl.visualize.models import load_model
 
 CONFIG = {
     "project": "test",
@@ -67,6 +69,24 @@ def test_kept_epoch_is_an_encoder_like_any_other(place: Path) -> None:
     last = load_backbone(place / "run/pretrain/epochs/epoch-0004.pth").vit.state_dict()
     for name, value in load_backbone(place / "run/pretrain/backbone.safetensors").vit.state_dict().items():
         assert torch.equal(value, last[name])
+
+
+def test_centred_assignments_are_shown_as_in_training(place: Path) -> None:
+    common = ("pretrain", "--config", "config.yaml", "--images", "m", "--name", "centred", "pretrain.centering=true")
+    flsl(place, *common, "--out", "centred/pretrain")
+    folder, cpu = place / "centred/pretrain", torch.device("cpu")
+    names = ("epochs/epoch-0004.pth", "checkpoint.pth")
+    kept, last = (load_model(folder / name, "", PretrainSettings(), cpu).center for name in names)
+    assert kept is not None
+    assert last is not None
+    assert torch.equal(kept, last)
+    assert last.norm() > 1e-3
+    # as earlier versions wrote it
+    state = torch.load(folder / names[0], weights_only=True)
+    del state["objective"]
+    torch.save(state, folder / "epochs/old.pth")
+    result = draw(place, "old", "--encoder", folder / "epochs/old.pth")
+    assert "old.pth: was written without the centre of its assignments" in result.stderr
 
 
 def test_encoder_without_a_head_has_no_prototypes(place: Path) -> None:
