@@ -46,5 +46,5 @@ bench: .venv/installed ## the CPU benchmarks of speed; their figures go to resul
 	for name in $(BENCHMARKS); do python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; done
 
 ui: .venv/installed ## MLflow in the browser; the address that it says first shows settings and figures of all runs
-	@tail -n 1 "$(PROJECT)/tracked.txt"
+	@tail -qn 1 "$(PROJECT)/tracked.txt" "$(PROJECT)"/ablations/*/tracked.txt 2> /dev/null | tail -n 1
 	mlflow ui --backend-store-uri "sqlite:///$(PROJECT)/mlflow.db" --port 5000

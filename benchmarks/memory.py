@@ -95,11 +95,12 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--recipes", choices=RECIPES, nargs="+", default=["S/16", "S/8", "B/16"])
     parser.add_argument("--batches", type=int, nargs=2, default=[1, 2])
+    parser.add_argument("--precision", choices=["bf16", "bf16-residual", "float32"], default="bf16")
     args = parser.parse_args()
     device = torch.device(args.device)
-    figures: dict[str, Any] = {"device": device_name(device), "batches": args.batches}
+    figures: dict[str, Any] = {"device": device_name(device), "batches": args.batches, "precision": args.precision}
     for name in args.recipes:
-        settings = RECIPES[name]
+        settings = RECIPES[name].model_copy(update={"precision": args.precision})
         kept, recomputed = (largest_batch(settings, args.batches, device, recompute) for recompute in (False, True))
         figures[name] = {
             "kept": kept,

@@ -8,6 +8,7 @@ AP50 above 50; an error in boxes, masks, labels, scaling or the schedule does no
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -41,7 +42,13 @@ SETTINGS = {
 
 
 def main() -> None:
-    root, out = Path(os.environ["FLSL_REAL_DATA"]).resolve() / "coco", Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
+    parser.add_argument("overrides", nargs="*", metavar="setting=value")
+    args = parser.parse_args()
+    if "FLSL_REAL_DATA" not in os.environ:
+        parser.error("FLSL_REAL_DATA: this environment variable must name the folder with the real samples")
+    root, out = Path(os.environ["FLSL_REAL_DATA"]).resolve() / "coco", args.out
     data = json.loads((root / "annotations/instances_train2017.json").read_text())
     data["images"] = data["images"][:IMAGES]
     ids = {image["id"] for image in data["images"]}
@@ -52,7 +59,7 @@ def main() -> None:
     images = str(root / "train2017")
     coco = {"root": str(root), "train_images": images, "val_images": images}
     settings = {**SETTINGS, "data": {"coco": {**coco, "train_annotations": str(few), "val_annotations": str(few)}}}
-    experiment = check(Experiment, set_overrides(settings, sys.argv[2:]), "the command line")
+    experiment = check(Experiment, set_overrides(settings, args.overrides), "the command line")
     start = time.perf_counter()
     record = run("coco", experiment, EncoderChoice(random=True), out, "overfit")
     assert record is not None

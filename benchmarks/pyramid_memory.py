@@ -1,6 +1,6 @@
 """How much memory does one 800×1333 image with patches of 8 take in training, with and without the two savings?
 
-    python benchmarks/pyramid_memory.py [HEIGHT WIDTH DEPTH]
+    python benchmarks/pyramid_memory.py [--height 800 --width 1333 --depth 4]
 
 Each case is a process of its own: ViT-S/8 blocks with the pyramid, forward and backward. Printed are the peak resident
 memory above the start's, and its ratio to that of the plain case (attention multiplied out, activations kept).
@@ -8,6 +8,7 @@ memory above the start's, and its ratio to that of the plain case (attention mul
 
 from __future__ import annotations
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -38,10 +39,21 @@ def measure(height: int, width: int, depth: int, fused: bool, checkpointing: boo
 
 
 def main() -> None:
-    height, width, depth = (int(value) for value in (sys.argv[1:4] or (800, 1333, 4)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("height", 800), ("width", 1333), ("depth", 4)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument(
+        "--case", type=int, nargs=2, metavar=("FUSED", "CHECKPOINTING"), help="one case, in this process"
+    )
+    args = parser.parse_args()
+    sizes = args.height, args.width, args.depth
+    if args.case:
+        measure(*sizes, *map(bool, args.case))
+        return
     plain = None
     for fused, checkpointing in ((False, False), (True, False), (True, True)):
-        case = ["--case", *map(str, (height, width, depth, int(fused), int(checkpointing)))]
+        case = [f"--{name}={size}" for name, size in zip(("height", "width", "depth"), sizes, strict=True)]
+        case += ["--case", str(int(fused)), str(int(checkpointing))]
         done = subprocess.run([sys.executable, __file__, *case], capture_output=True, text=True)
         attention, activations = "fused" if fused else "multiplied out", "recomputed" if checkpointing else "kept"
         name = f"attention {attention}, activations {activations}"
@@ -54,7 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--case"]:
-        measure(*map(int, sys.argv[2:5]), *(value == "1" for value in sys.argv[5:7]))
-    else:
-        main()
+    main()

@@ -1,4 +1,4 @@
-"""``flsl doctor``: whether a site can do what a config asks for, before a long run finds out; one line a check."""
+"""``flsl doctor``: whether a site can do what a config asks for, before a long run finds out; one line per check."""
 
 from __future__ import annotations
 
@@ -156,22 +156,23 @@ def _disk(experiment: Experiment) -> Iterator[Finding]:
         yield Finding("FAIL", "results", f"{there}: may not be written")
         return
     needed, free = checkpoints_bytes(experiment), shutil.disk_usage(there).free
-    text = f"{free / 1e9:.1f} GB free in {there}, {needed / 1e9:.2f} GB needed for the checkpoints of all runs"
+    text = f"{free / 1e9:.1f} GB free in {there}, {needed / 1e9:.2f} GB needed for the checkpoints of all pretrainings"
     yield Finding("ok" if free > needed else "FAIL", "results", text)
 
 
 def checkpoints_bytes(experiment: Experiment) -> int:
-    """Return the space that the pretraining checkpoints of all runs take, in bytes."""
+    """Return the space that the checkpoints of all pretrainings take, those of ablations too, in bytes."""
     import torch
 
-    from flsl.config.loading import run_experiment
+    from flsl.config.sweep import PRETRAIN, plan
     from flsl.pretrain.network import FLSLNetwork
 
     total = 0
-    for name in experiment.runs:
-        resolved = run_experiment(experiment, name)
+    for run in plan(experiment).runs.values():
+        if PRETRAIN in run.shares:
+            continue
         with torch.device("meta"):
-            network = FLSLNetwork(resolved.pretrain, drop_path=0.0)
+            network = FLSLNetwork(run.settings.pretrain, drop_path=0.0)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         # student, teacher and the optimiser's two moments, in float32; the kept ones, the next one and the final one
         total += 16 * parameters * (experiment.compute.checkpoints_kept + 2)

@@ -1,4 +1,4 @@
-"""The ``flsl`` command: one subcommand a stage; it parses, calls one function and prints."""
+"""The ``flsl`` command: one subcommand per stage; it parses, calls one function and prints."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _add_kind(kinds: Commands, kind: str, what: str) -> None:
         _check,
         f"Check {what}.",
         "\n\nReads every file whose size or time changed since the last check, and writes manifest.json (counts,\n"
-        "classes, sizes, content hash, what was quarantined and why) and files.csv (one row a file). Damaged files\n"
+        "classes, sizes, content hash, what was quarantined and why) and files.csv (one row per file). Damaged files\n"
         "are quarantined: training skips them. Nothing is written into the data set.",
     )
     parser.set_defaults(kind=kind)

@@ -9,7 +9,8 @@ from flsl.cli.common import Commands, command, config_arguments, experiment, pre
 from flsl.cli.detect import train_arguments
 
 _DETAILS = """
-{asked}. The job is told to save before its time limit and when it is preempted, is requeued and goes on where it was.
+{asked}.
+The job is told to save before its time limit and when it is preempted, is requeued and goes on where it was.
 This command waits and shows its progress. Started again, it finds the job that is queued or running, or takes its
 result, and submits nothing. Interrupting it leaves the job running (cluster.cancel_on_interrupt).
 Logs: DIR/job/<job>_<rank>_log.err"""
@@ -19,7 +20,7 @@ def add(commands: Commands) -> None:
     """Add the commands of this group."""
     group = commands.add_parser("submit", help="run a stage as a job of its own", description="Submit a job.")
     stages = group.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    asked = "`cluster.*` says what to ask for: nodes, GPUs, processes, memory, time, partition, …"
+    asked = "`cluster.*` says what to ask for: nodes, GPUs, processes, memory, time, partition and more"
     help = "Pretrain on several nodes, and wait for it."
     parser = command(stages, "pretrain", _pretrain, help, _DETAILS.format(asked=asked))
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder that `flsl data check` wrote")

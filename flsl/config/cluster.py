@@ -18,11 +18,11 @@ class ShapeSettings(Settings):
     gpus_per_node: int | None = Field(
         None,
         ge=0,
-        description="GPUs a node; null: one, or none with `compute.device: cpu` and for `local` without GPUs.",
+        description="GPUs per node; null: one, or none with `compute.device: cpu` and for `local` without GPUs.",
     )
-    tasks_per_node: Count | None = Field(None, description="Processes a node; null: one a GPU, at least one.")
+    tasks_per_node: Count | None = Field(None, description="Processes per node; null: one per GPU, at least one.")
     cpus_per_task: Count = Field(8, description="CPU cores a process.")
-    memory_gb: float | None = Field(16.0, gt=0, description="Memory a node, in GB; null leaves it to the site.")
+    memory_gb: float | None = Field(16.0, gt=0, description="Memory per node, in GB; null leaves it to the site.")
     minutes: Count = Field(2880, description="Time limit of an attempt, in minutes; it is requeued when it ends.")
 
 
@@ -32,7 +32,7 @@ class DetectionShapeSettings(ShapeSettings):
     In the workflow, detection is trained by such a job where this asks for more than one process.
     """
 
-    memory_gb: float | None = Field(32.0, gt=0, description="Memory a node, in GB; null leaves it to the site.")
+    memory_gb: float | None = Field(32.0, gt=0, description="Memory per node, in GB; null leaves it to the site.")
 
 
 class ClusterSettings(ShapeSettings):

@@ -18,10 +18,10 @@ class ComputeSettings(Settings):
     workers: int = Field(
         4,
         ge=0,
-        description="Data loading processes a rank, each of which prepares about 400 photographs a second; "
+        description="Data loading processes per rank, each of which prepares 250 to 400 photographs a second; "
         "0 loads in the main process.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads of PyTorch a rank; 0 leaves PyTorch's choice.")
+    threads: int = Field(0, ge=0, description="CPU threads of PyTorch per rank; 0 leaves PyTorch's choice.")
     compile: bool = Field(False, description="Compile the hot parts of pretraining with `torch.compile`.")
     compile_mode: Literal["default", "reduce-overhead"] = Field(
         "default",

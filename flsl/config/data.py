@@ -78,8 +78,8 @@ class ScenesSettings(Settings):
     seed: int = Field(0, ge=0, description="Seed of everything that is made.")
     classes: int = Field(10, ge=2, le=10, description="Object classes, each a pair of texture and shape.")
     image_size: int = Field(48, ge=32, le=1024, description="Side of the image folder's images, in pixels.")
-    train_images: Count = Field(4000, description="Training images of the image folder, at least one a class.")
-    val_images: Count = Field(1000, description="Validation images of the image folder, at least one a class.")
+    train_images: Count = Field(4000, description="Training images of the image folder, at least one per class.")
+    val_images: Count = Field(1000, description="Validation images of the image folder, at least one per class.")
     coco_size: int = Field(
         128, ge=64, le=2048, description="Longer side of the COCO images, in pixels; it varies by 15 %."
     )
@@ -98,14 +98,14 @@ class ScenesSettings(Settings):
     def _fit(self) -> ScenesSettings:
         for name in ("train_images", "val_images"):
             if getattr(self, name) < self.classes:
-                raise ValueError(f"{name}: at least one image a class ({self.classes}), not {getattr(self, name)}")
+                raise ValueError(f"{name}: at least one image per class ({self.classes}), not {getattr(self, name)}")
         if self.uavdt_sequences == 1:
             raise ValueError("uavdt_sequences: at least 2 (one to train on, one to test on) or 0, not 1")
         return self
 
 
 class DataSettings(Settings):
-    """The data sets of the experiment; those that are null are left out, with the stages that need them."""
+    """The data sets of the experiment; a stage in `stages` whose data set is null is an error."""
 
     scenes: ScenesSettings | None = Field(None, description="Make the demo's data first.")
     images: ImageFolderSettings | None = Field(None, description="Image folder for pretraining and the probes.")

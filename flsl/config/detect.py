@@ -37,12 +37,12 @@ class DetectorSettings(Settings):
     )
     box_hidden: Count = Field(1024, description="Width of the box head's two layers.")
     mask_convs: Count = Field(4, description="Convolutions of the mask head.")
-    proposals_train: Count = Field(1000, description="Proposals an image that the heads train on.")
-    proposals_test: Count = Field(1000, description="Proposals an image that the heads classify.")
-    regions: Count = Field(512, description="Proposals an image that a training step samples for the heads.")
-    anchors: Count = Field(256, description="Anchors an image that a training step samples.")
-    detections: Count = Field(100, description="Most detections an image.")
-    score_threshold: Fraction = Field(0.05, description="Least score of a detection.")
+    proposals_train: Count = Field(1000, description="RPN proposals kept per image in training, after NMS.")
+    proposals_test: Count = Field(1000, description="RPN proposals kept per image in prediction, after NMS.")
+    regions: Count = Field(512, description="RoIs sampled per image to train the heads.")
+    anchors: Count = Field(256, description="Anchors sampled per image for the RPN's losses.")
+    detections: Count = Field(100, description="Largest number of detections per image.")
+    score_threshold: Fraction = Field(0.05, description="Lowest score of a detection.")
 
 
 class RecipeSettings(Settings):
@@ -50,8 +50,8 @@ class RecipeSettings(Settings):
 
     epochs: Count = Field(12, description="Passes over the training images.")
     milestones: list[Count] = Field([8, 11], description="Epochs after which the learning rate falls to a tenth.")
-    batch_size: Count = Field(8, description="Images a step, over all ranks and accumulated micro-batches.")
-    accumulate: Count = Field(1, description="Micro-batches a step.")
+    batch_size: Count = Field(8, description="Images per step, over all ranks and accumulated micro-batches.")
+    accumulate: Count = Field(1, description="Micro-batches per step.")
     learning_rate: Positive = Field(5e-5, description="AdamW's learning rate at batch 8; multiplied by batch_size / 8.")
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Factor on the learning rate from each ViT block to the one before; 1 is none."
@@ -94,7 +94,7 @@ class RecipeSettings(Settings):
 class UavdtRecipeSettings(RecipeSettings):
     """The same for UAVDT: boxes only."""
 
-    stride: Count = Field(1, description="Every how many training frames one is kept.")
+    stride: Count = Field(1, description="Keep every n-th training frame.")
     classes: Literal["vehicle", "each"] = Field(
         "vehicle", description="One class, as the official AP measures, or car, truck and bus."
     )

@@ -33,7 +33,7 @@ def schema_text() -> str:
 
 
 def tables_text() -> str:
-    """Return the tables of ``config/README.md``: a section a model, a row a setting."""
+    """Return the tables of ``config/README.md``: a section per model, a row per setting."""
     return "\n".join(_table(name, model) for name, model in _models(Experiment, ""))
 
 

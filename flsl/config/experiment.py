@@ -83,7 +83,7 @@ class Experiment(Settings):
     davis: DavisSettings = Field(DavisSettings(), description="Video object segmentation.")
     visualize: VisualizeSettings = Field(VisualizeSettings(), description="Pictures of what is learnt.")
     compute: ComputeSettings = Field(ComputeSettings(), description="Devices, threads, intervals: speed, not results.")
-    cluster: ClusterSettings = Field(ClusterSettings(), description="The job of `flsl submit pretrain`.")
+    cluster: ClusterSettings = Field(ClusterSettings(), description="What training jobs ask the cluster for.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
 
     @model_validator(mode="after")

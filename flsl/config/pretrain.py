@@ -132,8 +132,10 @@ class PretrainSettings(Settings):
     )
     prior: PriorSettings = Field(PriorSettings(), description="That prior.")
     epochs: Count = Field(300, description="Passes over the training images.")
-    batch_size: Count = Field(512, description="Images a step, over all ranks and accumulated micro-batches.")
-    accumulate: Count = Field(1, description="Micro-batches a step; batch norm and VMR see one micro-batch at a time.")
+    batch_size: Count = Field(512, description="Images per step, over all ranks and accumulated micro-batches.")
+    accumulate: Count = Field(
+        1, description="Micro-batches per step; batch norm and VMR see one micro-batch at a time."
+    )
     learning_rate: Positive = Field(5e-4, description="Base learning rate; multiplied by batch_size / 256.")
     final_learning_rate: NonNegative = Field(1e-6, description="Learning rate that the cosine ends at (not scaled).")
     warmup: Fraction = Field(0.1, description="Share of the steps in which the learning rate rises linearly from 0.")

@@ -50,7 +50,7 @@ class LinearSettings(Settings):
         [1, 4], description="Feature choices of the grid: mean patch tokens of the last n blocks, concatenated."
     )
     epochs: Count = Field(100, description="Epochs of SGD (momentum 0.9, cosine to 0).")
-    batch_size: Count = Field(1024, description="Images a step.")
+    batch_size: Count = Field(1024, description="Images per step.")
     flip: bool = Field(True, description="Train on random horizontal flips.")
     crop_scale: Annotated[list[Positive], Field(min_length=2, max_length=2)] = Field(
         [0.08, 1.0], description="Area range of the training crops, as a share of the image."

@@ -184,16 +184,18 @@ class _Planner:
         shared = resolve(self._experiment, settings.shared, f"{source}.shared")
         stages = list(self._experiment.stages if settings.stages is None else settings.stages)
         points: list[Point] = []
-        taken: dict[str, str] = {}
+        taken: dict[str, _Entry] = {}
         for entry in entries:
             for seed in settings.seeds or [entry.changes.get("seed", shared.seed)]:
                 changes = {**settings.shared, **entry.changes, "seed": seed}
                 run = self._run_of(resolve(self._experiment, changes, entry.source), entry.source)
-                if run.name in taken:
-                    raise UserError(
-                        f"{entry.source}: is the same point as {taken[run.name]} (run {run.name}); name each once"
-                    )
-                taken[run.name] = entry.source
+                if (same := taken.setdefault(run.name, entry)) is not entry:
+                    if same.changes.keys() == entry.changes.keys():
+                        raise UserError(
+                            f"{entry.source}: is the same point as {same.source} (run {run.name}); name each once"
+                        )
+                    # it says what the experiment's own settings happen to be, for instance by an override
+                    continue
                 run.stages.update(stages)
                 own = dict(leaves(run.settings))
                 base = {**dict(leaves(shared)), "seed": seed} == own

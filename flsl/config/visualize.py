@@ -19,7 +19,7 @@ class VisualizeSettings(Settings):
         description="Side of the central square that is looked at, in pixels, a multiple of the patch size; "
         "null: the teacher's view.",
     )
-    queries: int = Field(2, ge=1, le=5, description="Queries an image whose attention is shown.")
+    queries: int = Field(2, ge=1, le=5, description="Queries per image whose attention is shown.")
     counted: Count = Field(1000, description="Images over which the use of prototypes is counted, evenly spaced.")
     prototypes: Count = Field(12, description="Most used prototypes whose nearest patches are shown.")
     patches: Count = Field(10, description="Nearest patches of each, no two of one image.")

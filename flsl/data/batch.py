@@ -9,8 +9,8 @@ def check_batch(batch_size: int, accumulate: int, ranks: int, images: int, setti
     """Refuse a batch that is larger than the data set or cannot be shared equally.
 
     Args:
-        batch_size: images a step, over all ranks and micro-batches.
-        accumulate: micro-batches a step.
+        batch_size: images per step, over all ranks and micro-batches.
+        accumulate: micro-batches per step.
         ranks: processes that train together.
         images: of the data set.
         setting: the batch size's dotted name, for the message.

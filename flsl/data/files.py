@@ -1,4 +1,4 @@
-"""``files.csv``: one row a file of a data set, made in parallel and, the second time, only where files changed."""
+"""``files.csv``: one row per file of a data set, made in parallel and, the second time, only where files changed."""
 
 from __future__ import annotations
 

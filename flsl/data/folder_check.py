@@ -56,7 +56,7 @@ def _count_classes(
     rows: Sequence[Row],
     findings: Findings,
 ) -> Counter[str]:
-    """Return the number of readable images a class of one split, and note what is odd."""
+    """Return the number of readable images per class of one split, and note what is odd."""
     place = Path(settings.root) / folder
     mine = [row for row in rows if row.split == split]
     counts = Counter(row.class_name for row in mine if row.ok)

@@ -25,8 +25,8 @@ class Order(Sampler[list[Key]]):
 
     Args:
         images: their number.
-        batch_size: images a step, over all ranks and micro-batches.
-        accumulate: micro-batches a step.
+        batch_size: images per step, over all ranks and micro-batches.
+        accumulate: micro-batches per step.
         epochs: in all.
         seed: of the permutations.
         process: this rank.

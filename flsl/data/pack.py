@@ -1,7 +1,7 @@
 """A packed copy of an image folder: a few large tar files that are read at any place, in the folder's order.
 
 Where a file system is slow to open files (a network's, or millions of files), reading one of a few files that stay open
-costs a single request an image. The images are the folder's own bytes, and image i is image i: training on a pack and
+costs a single request per image. The images are the folder's own bytes, and image i is image i: training on a pack and
 on its folder ends with the same weights.
 
     <pack>/pack.json                    of each split its images, their digest, its shards and its index

@@ -39,7 +39,7 @@ def split_of(sequence: str) -> str:
 
 
 def read_ground_truth(path: Path | str) -> pd.DataFrame:
-    """Read ``<sequence>_gt_whole.txt``: one row a box, in file order.
+    """Read ``<sequence>_gt_whole.txt``: one row per box, in file order.
 
     Returns:
         columns :data:`COLUMNS`; ``frame`` (from 1), ``target``, ``out_of_view`` (1-3), ``occlusion`` (1-4) and

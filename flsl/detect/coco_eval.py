@@ -35,7 +35,7 @@ class CocoFigures(NamedTuple):
     Attributes:
         stats: (12,) pycocotools' own ``stats``, in the order of :data:`FIGURES`: shares of 1, and -1 where there is no
             ground truth to measure on.
-        classes: one row a category: its name, ``ground_truth`` (boxes that count), ``detections`` and its AP, AP50,
+        classes: one row per category: its name, ``ground_truth`` (boxes that count), ``detections`` and its AP, AP50,
             AP75, APs, APm, APl and AR@100 in percent (None where it has no ground truth).
     """
 

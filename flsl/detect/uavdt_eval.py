@@ -129,7 +129,7 @@ def _boxes(table: pd.DataFrame) -> Floats:
 
 
 def sequence_table(pooled: Pool, sequences: list[Sequence]) -> tuple[float | None, dict[str, float], list[Record]]:
-    """Return AP@0.7 over all sequences, by sequence attribute, and a row a sequence.
+    """Return AP@0.7 over all sequences, by sequence attribute, and a row per sequence.
 
     Attributes that no evaluated sequence with boxes has are left out.
     """
@@ -161,7 +161,7 @@ def sequence_table(pooled: Pool, sequences: list[Sequence]) -> tuple[float | Non
 
 
 def object_table(pooled: Pool) -> list[Record]:
-    """Return one row a label of the boxes: attribute, label, boxes, and AP@0.7 ``official`` and ``corrected``.
+    """Return one row per label of the boxes: attribute, label, boxes, and AP@0.7 ``official`` and ``corrected``.
 
     Labels without boxes are left out.
     """
@@ -190,7 +190,7 @@ def object_table(pooled: Pool) -> list[Record]:
 
 
 def coco_figures(sequences: list[Sequence], detections: Mapping[str, Rows]) -> dict[str, float]:
-    """Return COCO's 12 figures over the same frames: one class, ignore regions as crowds, 100 detections a frame."""
+    """Return COCO's 12 figures over the same frames: one class, ignore regions as crowds, 100 detections per frame."""
     rows = [detections[each.name] for each in sequences]
     shift = 1_000_000  # frames of different sequences are different ones
     first = [index * shift for index in range(len(sequences))]

@@ -158,7 +158,7 @@ def short(axis: str) -> str:
 
 
 def frame(found: AblationTable) -> pd.DataFrame:
-    """Return one row a point: the varied settings, ``base``, ``seeds``, ``runs``, and for each figure mean, sample
+    """Return one row per point: the varied settings, ``base``, ``seeds``, ``runs``, and for each figure mean, sample
     deviation, number of seeds and whether it is the best; ``missing`` names what there is none of."""
     rows: list[dict[str, Any]] = []
     for place, row in enumerate(found.rows):

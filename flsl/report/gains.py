@@ -99,7 +99,7 @@ def _chance(project: Project, heads: Sequence[Headline]) -> str:
         found = _counts(project, (stage,), "data", "val")
         if len(found) == 1 and any(head.metric.startswith(f"{stage}/") for head in heads):
             sentences.append(
-                f"{name} figures rest on {found.pop()} {what} and one fine-tuning a run, whose own randomness can be "
+                f"{name} figures rest on {found.pop()} {what} and one fine-tuning per run, whose own randomness can be "
                 "points; only several seeds tell what a difference is worth."
             )
     seeds = len({run.seed for run in project.runs if not run.baseline})

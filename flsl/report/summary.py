@@ -202,7 +202,7 @@ def _common(project: Project) -> list[str]:
 
 
 def _all_figures(project: Project, figures: Sequence[str]) -> list[str]:
-    """Return a table a stage, with the runs as rows or, where that is narrower, as columns."""
+    """Return a table per stage, with the runs as rows or, where that is narrower, as columns."""
     parts = []
     for stage in dict.fromkeys(metric.split("/")[0] for metric in figures):
         metrics = [metric for metric in figures if metric.split("/")[0] == stage]

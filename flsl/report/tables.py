@@ -22,7 +22,7 @@ _NEITHER = re.compile(r"seconds|per_second|images|frames|parameters|steps|count"
 
 
 def load_results(path: Path | str, ablation: str | None = None) -> pd.DataFrame:
-    """Read a project's results as a tidy table, one row a figure.
+    """Read a project's results as a tidy table, one row per figure.
 
     Args:
         path: ``results/<project>``.
@@ -31,7 +31,7 @@ def load_results(path: Path | str, ablation: str | None = None) -> pd.DataFrame:
     Returns:
         columns ``project``, ``run``, ``baseline`` (whether the encoder was not pretrained here), ``stage``,
         ``metric``, ``value`` (percentages where they are accuracies or precisions), ``seed``, ``ablations`` (the names
-        of those that the run is a point of, with commas between), and one a setting by dotted name: all of
+        of those that the run is a point of, with commas between), and one per setting by dotted name: all of
         ``pretrain``, and what any run changes of its evaluations (lists and schedules as JSON text). With ``ablation``,
         the settings are its axes, ``point`` is what its table calls the point and ``base`` whether that is the base.
 
@@ -92,7 +92,7 @@ def _cell(value: Any) -> Any:
 
 
 def wide(project: Project) -> pd.DataFrame:
-    """Return one row a run: ``run``, ``kind``, ``seed``, the settings that differ between runs, and all figures.
+    """Return one row per run: ``run``, ``kind``, ``seed``, the settings that differ between runs, and all figures.
 
     Where there are COCO figures, rows of kind ``paper`` hold the papers', with a column ``source``.
     """

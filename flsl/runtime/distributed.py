@@ -128,7 +128,7 @@ def _place() -> tuple[int, int, int]:
         size = int(environment["SLURM_STEP_NUM_TASKS"])
         if "MASTER_ADDR" not in environment and "SLURM_STEP_NODELIST" in environment:
             environment["MASTER_ADDR"] = _first_host(environment["SLURM_STEP_NODELIST"])
-        # one port a job, the same on all its ranks
+        # one port per job, the same on all its ranks
         environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
         return int(environment["SLURM_PROCID"]), int(environment.get("SLURM_LOCALID", "0")), size
     return 0, 0, 1

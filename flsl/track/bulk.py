@@ -1,4 +1,4 @@
-"""Curves written straight into a SQLite store: MLflow's own way makes several objects a point.
+"""Curves written straight into a SQLite store: MLflow's own way makes several objects per point.
 
 Only the table of past points is written to, and only where it looks as it is known; all else goes through MLflow's
 client: runs, params, tags, and each curve's newest point, by which MLflow finds a metric's latest value.

@@ -1,4 +1,4 @@
-"""Binary masks packed 64 pixels a word, on which the DAVIS measures cost a few word operations a row.
+"""Binary masks packed 64 pixels per word, on which the DAVIS measures cost a few word operations per row.
 
 A stack of masks (…, height, width) becomes words (…, height, ⌈width / 64⌉); bit ``i`` of word ``j`` is pixel
 ``64 j + i``, and bits beyond the width are zero. Counts are exact, so that figures equal those of a tool that goes

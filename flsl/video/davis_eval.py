@@ -48,8 +48,8 @@ class Evaluation:
 
     Attributes:
         metrics: ``davis/J&F-Mean``, ``davis/J-Mean``, ``davis/J-Recall``, ``davis/J-Decay`` and F's three.
-        sequences: a row a sequence: name, counts and the same figures, means over its objects.
-        objects: a row an object: sequence, id and the same figures.
+        sequences: a row per sequence: name, counts and the same figures, means over its objects.
+        objects: a row per object: sequence, id and the same figures.
     """
 
     metrics: dict[str, float]

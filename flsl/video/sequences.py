@@ -74,7 +74,7 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
     for name in names:
         right_in(frames, name, path)
     if not names:
-        raise UserError(f"{path}: lists no sequence; one name a line is expected")
+        raise UserError(f"{path}: lists no sequence; one name per line is expected")
     return wanted or names
 
 

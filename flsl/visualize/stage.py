@@ -123,7 +123,7 @@ def _draw(
             assert head is not None
             figures[index] |= {
                 "visualize/prototypes": len(head.prototypes),
-                "visualize/prototypes_used": usages[index].used,
+                "visualize/prototypes_used": 100 * usages[index].used / len(head.prototypes),
                 "visualize/perplexity": usages[index].perplexity,
             }
     main = reference if reference in usages else headed[-1]

@@ -58,7 +58,7 @@ def test_settings_come_from_a_file_and_name_the_folder(tmp_path: Path) -> None:
     [
         (["--jobs", "0"], "--jobs 0: at least one process"),
         (["data.scenes.clases=3"], "data.scenes.clases: unknown setting (did you mean 'classes'?)"),
-        (["data.scenes.train_images=3"], "data.scenes.train_images: at least one image a class"),
+        (["data.scenes.train_images=3"], "data.scenes.train_images: at least one image per class"),
         (["data.scenes.classes"], "an override is written as setting=value"),
     ],
 )

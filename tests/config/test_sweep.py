@@ -82,6 +82,13 @@ def test_an_int_and_a_float_of_one_value_are_one_point() -> None:
         planned({"a": {"points": [{"pretrain.intra_weight": 0}, {"pretrain.intra_weight": 0.0}]}})
 
 
+def test_a_point_that_says_what_the_experiment_says_anyway_is_the_base() -> None:
+    points: list[dict[str, Any]] = [{"pretrain.prototypes": 1024}, {"pretrain.prototypes": 4096}, {}]
+    whole = planned({"a": {"points": points}})
+    assert runs_of(whole, "a") == ["prototypes-1024", "base"]
+    assert [point.base for point in whole.ablations["a"].points] == [False, True]
+
+
 AXES: dict[str, list[Any]] = {
     "pretrain.prototypes": [16, 4096],
     "pretrain.views.local_crops": [0, 2, 4],
@@ -175,7 +182,7 @@ def test_the_run_of_a_point_can_be_named_on_the_command_line() -> None:
         ({"points": [{"pretrain.views": {"local_crops": 1}}]}, "e.g. 'pretrain.views.teacher_size'"),
         ({"grid": {"compute.compile": [True]}}, "'compute.compile' cannot differ between runs"),
         ({"grid": {"pretrain.query_window": [2, 99]}}, "query_window: 99 is larger than the 14 tokens"),
-        ({"points": [{}, {"pretrain.prototypes": 4096}]}, "a.points.1: is the same point as ablations.a.points.0"),
+        ({"points": [{"knn.k": [5]}] * 2}, "a.points.1: is the same point as ablations.a.points.0"),
         ({"points": [3]}, "ablations.a.points.0: input should be a mapping, not 3"),
         ({"points": {"a b": {}}}, "ablations.a.points.a b: a name takes letters"),
         ({"points": [{}], "grid": {"seed": [1]}}, "ablations.a.points: give either a grid or points"),

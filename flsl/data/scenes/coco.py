@@ -1,4 +1,4 @@
-"""The COCO layout: several objects an image, of many sizes, that hide one another; groups of small ones as crowds."""
+"""The COCO layout: several objects per image, of many sizes, that hide one another; groups of small ones as crowds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image folder: one object an image, for pretraining and the probes, with its box."""
+"""The image folder: one object per image, for pretraining and the probes, with its box."""
 
 from __future__ import annotations
 
