@@ -168,11 +168,11 @@ def checkpoints_bytes(experiment: Experiment) -> int:
     from flsl.pretrain.network import FLSLNetwork
 
     total = 0
-    for run in plan(experiment).runs.values():
-        if PRETRAIN in run.shares:
+    for one in plan(experiment).runs.values():
+        if PRETRAIN in one.shares:
             continue
         with torch.device("meta"):
-            network = FLSLNetwork(run.settings.pretrain, drop_path=0.0)
+            network = FLSLNetwork(one.settings.pretrain, drop_path=0.0)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         # student, teacher and the optimiser's two moments, in float32; the kept ones, the next one and the final one
         total += 16 * parameters * (experiment.compute.checkpoints_kept + 2)

@@ -179,7 +179,7 @@ def _patches(
     used: list[int] = []
     keys = in_order(boxed, settings.batch_size)
     with bar(f"patches of {images.split}", len(boxed)) as shown:
-        for indices, (crops, places) in batches(images, make, keys, experiment.compute.workers, device):
+        for indices, (crops, places) in batches(images.load, make, keys, experiment.compute.workers, device):
             seen = places[:, 0] != _NONE
             indices, crops, places = indices[seen], crops[seen], places[seen].to(device)
             if len(indices):

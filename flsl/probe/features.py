@@ -93,7 +93,7 @@ def encode(
     paths = names(images)
     keys = in_order(range(len(images)), settings.batch_size)
     with bar("features", len(images)) as shown:
-        for indices, crops in batches(images, crop, keys, workers, device):
+        for indices, crops in batches(images.load, crop, keys, workers, device):
             features = mean_tokens(tokens(crops)).cpu()
             check_finite(features, [paths[index] for index in indices.tolist()])
             yield features

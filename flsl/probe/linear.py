@@ -95,7 +95,7 @@ def train(experiment: Experiment, choice: EncoderChoice, source: ImageSource, ou
     keys = shuffled(len(images), settings.batch_size, experiment.seed, range(first, settings.epochs))
     losses = torch.zeros(len(grid.probes), device=device)
     with bar("linear probes", settings.epochs * steps_per_epoch, grid.done) as shown:
-        for indices, crops in batches(images, crop, keys, workers, device):
+        for indices, crops in batches(images.pixels, crop, keys, workers, device):
             losses += grid.step(mean_tokens(tokens(crops)), labels[indices].to(device))
             note = None
             if grid.done % steps_per_epoch == 0:

@@ -26,9 +26,9 @@ def sync(
 ) -> Counts:
     """Bring MLflow to what the files of a project say; a second call sends nothing.
 
-    One MLflow run per run of the project, with the pretraining settings as params and the final figures of all stages as
-    metrics; below it one per stage, with its settings, curves and files. What is gone from the folder goes from the view
-    (to MLflow's trash). Runs of other origin in the same experiment are left alone.
+    One MLflow run per run of the project, with the pretraining settings as params and the final figures of all stages
+    as metrics; below it one per stage, with its settings, curves and files. What is gone from the folder goes from the
+    view (to MLflow's trash). Runs of other origin in the same experiment are left alone.
 
     Args:
         project_folder: ``results/<project>``.

@@ -176,7 +176,7 @@ def test_killed_in_the_middle_nothing_looks_whole_and_the_next_run_makes_it(tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train_images": 5}, r"scenes: train_images: at least one image a class \(10\), not 5"),
+        ({"train_images": 5}, r"scenes: train_images: at least one image per class \(10\), not 5"),
         ({"uavdt_sequences": 1}, "uavdt_sequences: at least 2"),
         ({"image_size": 8}, "image_size: input should be greater than or equal to 32"),
         ({"clases": 3}, r"clases: unknown setting \(did you mean 'classes'\?\)"),

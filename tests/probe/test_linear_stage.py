@@ -71,7 +71,7 @@ def test_the_best_probe_is_what_pytorch_trains_alone_on_the_same_crops(
         order = np.random.default_rng((7, epoch, 0, 2)).permutation(72)
         for start in range(0, 72, 16):
             chosen = order[start : start + 16].tolist()
-            crops = torch.stack([make(Image.open(images.path(i)).convert("RGB"), (epoch, i)) for i in chosen])
+            crops = torch.stack([make(images.pixels(i), (epoch, i)) for i in chosen])
             loss = F.cross_entropy(
                 layer(block_features(backbone_file, crops, blocks)), torch.from_numpy(images.labels[chosen])
             )

@@ -60,7 +60,8 @@ def test_boxes_lie_where_their_pixels_go(data: st.DataObject, width: int, height
 
 
 def test_random_crop_equals_torchvisions_at_its_box_and_is_a_function_of_seed_epoch_and_index() -> None:
-    image = noise_image(60, 41)
+    picture = noise_image(15, 11).resize((60, 41), Image.Resampling.BICUBIC)
+    image = pixels(picture)
     make = RandomCrop(seed=5, crop=24, scale=(0.2, 0.9), flip=True)
     flips = 0
     for key in [(epoch, index) for epoch in range(4) for index in range(25)]:
@@ -68,11 +69,13 @@ def test_random_crop_equals_torchvisions_at_its_box_and_is_a_function_of_seed_ep
         box = random_resized_boxes(numbers[None, :CROP_DRAWS], 41, 60, (0.2, 0.9))[0]
         top, left, height, width = box.tolist()
         assert 0.15 <= height * width / (60 * 41) <= 0.95
-        expected = tv.pil_to_tensor(
-            tv.resized_crop(image, top, left, height, width, [24, 24], InterpolationMode.BICUBIC)
-        )
+        where = (top, left, height, width, [24, 24], InterpolationMode.BICUBIC)
+        expected = tv.resized_crop(image, *where, antialias=True)
         got = make(image, key)
         assert torch.equal(got, make(image, key))
+        # Pillow rounds and clips at other places between the two passes of the filter
+        pillows = tv.pil_to_tensor(tv.resized_crop(picture, *where))
+        assert (expected.int() - pillows.int()).abs().float().mean() < 0.3
         flipped = torch.equal(got, expected.flip(2))
         assert flipped or torch.equal(got, expected)
         flips += flipped
@@ -83,18 +86,18 @@ def test_random_crop_equals_torchvisions_at_its_box_and_is_a_function_of_seed_ep
 
 
 def test_no_flip_when_it_is_off() -> None:
-    image = noise_image(30, 30)
+    image = pixels(noise_image(30, 30))
     whole = RandomCrop(0, 30, (1.0, 1.0), flip=False)
     # the whole area at ratio 1 does not always fit; the last resort is the whole image
     crops = [whole(image, (0, index)) for index in range(30)]
-    assert not any(torch.equal(crop, pixels(image).flip(2)) for crop in crops)
+    assert not any(torch.equal(crop, image.flip(2)) for crop in crops)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_keep_their_order_for_any_number_of_workers(image_folder: Path, workers: int) -> None:
     images = ImageSet.scan(image_folder, "train")
     crop = CentreCrop(20, 16)
-    got = list(batches(images, crop, in_order(range(len(images)), 10), workers, CPU))
+    got = list(batches(images.load, crop, in_order(range(len(images)), 10), workers, CPU))
     assert [len(indices) for indices, _ in got] == [10] * 7 + [2]
     assert torch.cat([indices for indices, _ in got]).tolist() == list(range(72))
     expected = [crop(Image.open(images.path(index)).convert("RGB"), (0, index)) for index in range(72)]
@@ -109,7 +112,7 @@ def test_an_image_that_cannot_be_read_is_named(image_folder: Path, tmp_path: Pat
     (tmp_path / "train" / "bad" / "1.png").write_bytes(b"no image")
     images = ImageSet.scan(tmp_path, "train")
     with pytest.raises(UserError, match=r"train/bad/1\.png: not a readable image") as caught:
-        list(batches(images, CentreCrop(20, 16), in_order(range(2), 2), workers, CPU))
+        list(batches(images.load, CentreCrop(20, 16), in_order(range(2), 2), workers, CPU))
     assert "Traceback" not in str(caught.value)
 
 
