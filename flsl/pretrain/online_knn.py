@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -71,7 +71,7 @@ class OnlineKnn:
 
     def _batches(self, small: _Small) -> Iterator[tuple[Tensor, Tensor]]:
         # a small set is decoded faster than worker processes start
-        workers = self._workers if len(small) > 5000 else 0
+        workers = self._workers if len(small) > 500 else 0
         yield from DataLoader(small, batch_size=250, num_workers=workers)
 
 
@@ -104,10 +104,9 @@ class _Small(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         index = int(self._indices[item])
-        image = self._images.load(index)
-        scale = self._size / min(image.size)
-        width, height = (max(self._size, round(side * scale)) for side in image.size)
+        image = self._images.pixels(index)
+        scale = self._size / min(image.shape[1:])
+        height, width = (max(self._size, round(side * scale)) for side in image.shape[1:])
         left, top = (width - self._size) // 2, (height - self._size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        image = image.crop((left, top, left + self._size, top + self._size))
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1), int(self._images.labels[index])
+        image = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
+        return image[:, top : top + self._size, left : left + self._size], int(self._images.labels[index])

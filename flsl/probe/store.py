@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
+import torch
 from torch import Tensor
 
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import atomic
 
 _ALIGNMENT = 8
+_CHECKED = 4096  # rows
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def check_finite(features: Tensor, paths: Sequence[str]) -> None:
     Raises:
         UserError: naming the first image that has them.
     """
-    finite = features.isfinite().flatten(1).all(1)
+    # in parts: all at once, a million features would need as much memory again
+    finite = torch.cat([part.isfinite().flatten(1).all(1) for part in torch.split(features, _CHECKED)])
     if not bool(finite.all()):
         bad = finite.logical_not().nonzero()[:, 0].tolist()
         raise UserError(

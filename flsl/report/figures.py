@@ -60,20 +60,25 @@ def plot_curves(project: Project, outputs: Sequence[Path], names: Sequence[str] 
     for name in names:
         if name not in known:
             raise UserError(f"--run: {project.folder} has no run '{name}'{nearest(name, known)}")
-    histories = {run.name: rows for run in project.runs if (not names or run.name in names) and (rows := _rows(run))}
-    panels = []
-    for keys, title, unit in _PANELS:
-        curves = {name: found for name, rows in histories.items() if (found := _curve(rows, keys)) is not None}
-        if curves:
-            panels.append((title, unit, curves))
+    shown: list[str] = []
+    found: list[dict[str, Curve]] = [{} for _ in _PANELS]
+    by_epoch = True
+    for run in project.runs:
+        # one history at a time: those of hundreds of long runs are gigabytes
+        if (names and run.name not in names) or not (rows := _rows(run)):
+            continue
+        shown.append(run.name)
+        by_epoch &= is_number(rows[0].get("epoch"))
+        for curves, (keys, _, _) in zip(found, _PANELS, strict=True):
+            if (curve := _curve(rows, keys)) is not None:
+                curves[run.name] = curve
+    panels = [(title, unit, curves) for curves, (_, title, unit) in zip(found, _PANELS, strict=True) if curves]
     if not panels:
         _nothing(outputs, f"no run of {project.name} has a {PRETRAIN}/{HISTORY} yet")
         return
-    shown = list(histories)
     columns = min(4, math.ceil(math.sqrt(len(panels))))
     lines = math.ceil(len(panels) / columns)
     keyed = len(shown) if 1 < len(shown) <= _DISTINCT else 0
-    by_epoch = all(is_number(rows[0].get("epoch")) for rows in histories.values())
     with figure_files((3.5 * columns, 2.4 * lines + 0.25 * math.ceil(keyed / 6) + 0.6), outputs) as figure:
         one = f", run {shown[0]}" if len(shown) == 1 else ""
         figure.suptitle(f"FLSL pretraining: {project.name}{one}", fontsize=12)

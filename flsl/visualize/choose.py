@@ -57,12 +57,11 @@ def images_of(folder: Path, split: str) -> list[Path]:
     require_folder(folder, "a checked data set or a folder of images")
     if (folder / MANIFEST).is_file():
         manifest = load_manifest(folder)
-        root = Path(manifest["root"])
-        rows = [row for row in read_rows(folder / FILES) if row.ok and row.format and Path(row.path).suffix != ""]
-        rows = [row for row in rows if row.split == split] or rows
-        if manifest["kind"] == "davis":  # masks are images, too
-            rows = [row for row in rows if row.path.startswith("JPEGImages")]
-        found = [root / row.path for row in rows]
+        root, every = Path(manifest["root"]), split not in manifest["splits"]
+        # masks are images, too
+        start = "JPEGImages" if manifest["kind"] == "davis" else ""
+        rows = (row for row in read_rows(folder / FILES) if (every or row.split == split) and row.ok and row.format)
+        found = [root / row.path for row in rows if row.path.startswith(start) and Path(row.path).suffix]
     else:
         found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not found:

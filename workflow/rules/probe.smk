@@ -17,7 +17,7 @@ rule features:
         run=makers("features"),
     conda:
         "../../envs/flsl.yaml"
-    threads: 8
+    threads: max(8, EXPERIMENT.compute.workers)
     resources:
         mem_mb=larger(8000),
         runtime=larger(120),
@@ -53,7 +53,7 @@ rule knn:
         run=makers("knn"),
     conda:
         "../../envs/flsl.yaml"
-    threads: 8
+    threads: max(8, EXPERIMENT.compute.workers)
     resources:
         mem_mb=larger(8000),
         runtime=larger(60),
@@ -89,7 +89,7 @@ rule linear:
         run=makers("linear"),
     conda:
         "../../envs/flsl.yaml"
-    threads: 8
+    threads: max(8, EXPERIMENT.compute.workers)
     resources:
         mem_mb=larger(8000),
         runtime=larger(1440),
@@ -125,7 +125,7 @@ rule aligned_knn:
         run=makers("aligned_knn"),
     conda:
         "../../envs/flsl.yaml"
-    threads: 8
+    threads: max(8, EXPERIMENT.compute.workers)
     resources:
         mem_mb=larger(8000),
         runtime=larger(120),

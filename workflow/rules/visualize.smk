@@ -16,7 +16,7 @@ rule visualize:
         run=alternatives(set(RUNS) - set(sharers("visualize"))),
     conda:
         "../../envs/flsl.yaml"
-    threads: 8
+    threads: max(8, EXPERIMENT.compute.workers)
     resources:
         mem_mb=larger(8000),
         runtime=larger(60),
