@@ -6,9 +6,9 @@ Compares, in one process on one core:
 - ours: ``flsl.pretrain.loader``: decode, the teacher's crop as 8-bit pixels, and everybody's parameters; all other work
   is done in batches by the training device (and is not counted here).
 
-Then: our parts one by one; reading from files and from a pack; what reduced decoding of large photographs would save;
-throughput and memory over some hundred batches with worker processes; how many images 16 cores prepare, against what a
-GPU trains.
+Then: our parts one by one; a linear probe's crops; reading from files and from a pack; what reduced decoding of large
+photographs would save; throughput and memory over some hundred batches with worker processes; how many images 16 cores
+prepare, against what a GPU trains.
 
     python benchmarks/input_pipeline.py --out results/bench/input_pipeline.json
 """
@@ -43,6 +43,7 @@ from flsl.data.packing import pack_images
 from flsl.data.pixels import decode_pixels, read_bytes
 from flsl.data.views import FLSLViews
 from flsl.pretrain.loader import TeacherCrops, build_loader
+from flsl.probe.loading import RandomCrop
 from flsl.runtime.distributed import Process
 
 GPU_CORES = 16
@@ -128,6 +129,25 @@ def parts(images: ImageSet, views: FLSLViews, indices: list[int], repeats: int) 
         "batch": lambda: views.batch(torch.stack(crops), np.stack(numbers)),
     }
     return {name: round(1000 * s / len(indices), 4) for name, s in cpu_seconds(work, repeats).items()}
+
+
+def probe_crops(images: ImageSet, indices: list[int], repeats: int) -> dict[str, float]:
+    """Return the milliseconds an image of the linear probe's training crop, ours and by Pillow, decoding included."""
+    ours = RandomCrop(0, 224, (0.08, 1.0), flip=True)
+    usual = tv.Compose(
+        [
+            tv.RandomResizedCrop(224, interpolation=InterpolationMode.BICUBIC),
+            tv.RandomHorizontalFlip(),
+            tv.PILToTensor(),
+        ]
+    )
+    work: dict[str, Callable[[], object]] = {
+        "ours": lambda: [ours(images.pixels(index), (0, index)) for index in indices],
+        "usual": lambda: [usual(images.load(index)) for index in indices],
+    }
+    seconds = cpu_seconds(work, repeats)
+    figures = {name: round(1000 * s / len(indices), 4) for name, s in seconds.items()}
+    return {**figures, "ratio": round(seconds["usual"] / seconds["ours"], 2)}
 
 
 def packed(images: ImageSet, indices: list[int], folder: Path, repeats: int) -> dict[str, float]:
@@ -263,6 +283,7 @@ def main() -> None:
         "images_per_second_per_core": {name: round(value, 1) for name, value in per_core.items()},
         "ours_over_baseline": round(per_core["ours"] / per_core["baseline"], 2),
         "milliseconds_an_image": parts(images, views, indices, args.repeats),
+        "milliseconds_a_linear_probes_crop": probe_crops(images, indices, args.repeats),
         "milliseconds_to_read_an_image": packed(images, indices, args.folder, args.repeats),
         "photograph_of_2400_x_1600": reduced_decoding(args.repeats),
         f"images_per_second_with_{args.workers}_workers": {"baseline": round(usual_rate, 1), "ours": round(rate, 1)},
