@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from faster_coco_eval.core import mask as coco_mask
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
 from flsl.config.detect import RecipeSettings
 from flsl.detect.coco_files import Annotations, Record
@@ -88,13 +89,31 @@ def coco_results(sample: Sample, found: dict[str, Tensor], categories: list[int]
 
 
 def _codes(masks: Tensor, boxes: Tensor, height: int, width: int, chunk: int = 16) -> list[Any]:
-    """Return run-length codes of masks (n, 1, 28, 28) pasted into their boxes, a few at a time to bound memory."""
+    """Return run-length codes of masks (n, 1, 28, 28) pasted into their boxes, a few at a time to bound memory.
+
+    They are those of torchvision's ``paste_masks_in_image`` from 0.5 on, which pastes into whole images of floats.
+
+    Args:
+        masks: probabilities.
+        boxes: (n, 4) x0, y0, x1, y1 within the image.
+        height: of the image.
+        width: of the image.
+        chunk: detections at a time.
+    """
+    masks, scale = expand_masks(masks.float().cpu(), 1)
+    places = expand_boxes(boxes, scale).to(torch.int64).tolist()
     codes: list[Any] = []
-    for start in range(0, len(boxes), chunk):
-        part = masks[start : start + chunk].float().cpu()
-        pasted = paste_masks_in_image(part, boxes[start : start + chunk], (height, width))[:, 0] >= 0.5
-        stacked = np.asfortranarray(pasted.permute(1, 2, 0).numpy().astype(np.uint8))
-        for code in coco_mask.encode(stacked):
+    for start in range(0, len(places), chunk):
+        own = places[start : start + chunk]
+        # columns one after the other, as COCO's runs go
+        canvas = np.zeros((len(own), width, height), dtype=np.uint8)
+        for index, (x0, y0, x1, y1) in enumerate(own):
+            size = (max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1))
+            likely = F.interpolate(masks[start + index][None], size=size, mode="bilinear", align_corners=False)[0, 0]
+            left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1 + 1, width), min(y1 + 1, height)
+            part = likely[top - y0 : bottom - y0, left - x0 : right - x0] >= 0.5
+            canvas[index, left:right, top:bottom] = part.numpy().T
+        for code in coco_mask.encode(canvas.transpose(2, 1, 0)):
             counts = code["counts"]
             codes.append({"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts})
     return codes

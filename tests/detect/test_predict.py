@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as reference_mask
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from flsl.detect.augment import Target
 from flsl.detect.dataset import Sample
@@ -35,3 +38,26 @@ def test_boxes_and_masks_are_those_of_the_files_pixels() -> None:
     wanted[10:90, 40:80] = 1
     assert np.abs(mask - wanted).sum() < 0.1 * wanted.sum()
     assert np.abs(mask - wanted).sum() == pytest.approx(0, abs=2 * (40 + 80) * 2)  # but for its border
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 90), st.integers(1, 90), st.integers(0, 40))
+def test_masks_are_those_that_torchvision_pastes(seed: int, height: int, width: int, count: int) -> None:
+    # boxes of any place and size, some of no area, some outside the image; some masks end at exactly 0.5
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(-1.5, 1.2, (count, 2)) * (width, height)
+    size = rng.choice([0, 0.1, 1, 3], (count, 2)) * rng.random((count, 2)) * (width, height)
+    boxes = torch.from_numpy(np.concatenate([low, low + size], 1)).float()
+    boxes = torch.where(torch.from_numpy(rng.random((count, 4)) < 0.3), boxes.round(), boxes)
+    masks = torch.from_numpy(rng.random((count, 1, 28, 28))).float()
+    masks = torch.where(torch.from_numpy(rng.random((count, 1, 1, 1)) < 0.5), (masks * 4).round() / 4, masks)
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    sample = Sample(image, Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None), 1, (height, width))
+    found = {"boxes": boxes, "labels": torch.ones(count, dtype=torch.int64), "scores": torch.ones(count)}
+    codes = [entry["segmentation"] for entry in coco_results(sample, {**found, "masks": masks}, [1])]
+    within = boxes.clone()
+    within[:, 0::2], within[:, 1::2] = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
+    for code, mask, box in zip(codes, masks, within, strict=True):
+        pasted = paste_masks_in_image(mask[None], box[None], (height, width))[0, 0] >= 0.5
+        wanted = reference_mask.encode(np.asfortranarray(pasted.numpy().astype(np.uint8)))
+        assert code == {"size": [height, width], "counts": wanted["counts"].decode()}
