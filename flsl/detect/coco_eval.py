@@ -6,12 +6,9 @@ them (`tests/detect/test_coco_eval.py` compares the two on random inputs).
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +16,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
+from flsl.data.listing import no_collector
 from flsl.detect.coco_files import Annotations, Record, read_annotations, read_results, with_masks
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import StageRecord
@@ -65,7 +63,7 @@ def evaluate(truth: Annotations, detections: list[Record], kind: IouType, source
     # the rewrite counts those as never found, too, whose ids are negative or larger than 64 bits hold
     annotations = [{**annotation, "id": annotation["id"] and place} for place, annotation in enumerate(annotations, 1)]
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
-    with _no_collection(), warnings.catch_warnings():
+    with no_collector(), warnings.catch_warnings():
         # of the id 0, said above
         warnings.simplefilter("ignore", UserWarning)
         ground = COCO({**truth.dataset(), "annotations": annotations})
@@ -92,18 +90,6 @@ def true_masks(truth: Annotations) -> list[Record]:
 
 def _without_mask(truth: Annotations) -> int | None:
     return next((entry["id"] for entry in truth.annotations if not entry.get("segmentation")), None)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Pause the search for reference cycles, which millions of new dictionaries would start again and again."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 def _uniform(detections: list[Record], source: Path) -> list[Record]:

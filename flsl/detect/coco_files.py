@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flsl.data.listing import no_collector
 from flsl.data.rle import MaskError, check_codes, compress, is_finite
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json
@@ -44,6 +45,7 @@ class Annotations(NamedTuple):
         }
 
 
+@no_collector()
 def read_annotations(path: Path | str, images_only: bool = False) -> Annotations:
     """Read a COCO ``instances_*.json``, or where ``images_only`` an ``image_info_*.json``, which has no annotations.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flsl.config.detect import RecipeSettings
 from flsl.data.images import load_rgb
+from flsl.data.listing import no_collector
 from flsl.data.order import Key
 from flsl.data.rle import MaskError, check, check_codes, compress
 from flsl.detect.augment import Geometry, Target, apply_image, apply_target, draw, fitted
@@ -43,6 +45,27 @@ class Sample(NamedTuple):
     size: tuple[int, int]
 
 
+class Packed:
+    """Lists that are read one at a time, kept as bytes.
+
+    A data set's polygons are gigabytes as Python's lists, and each loading process would copy what it reads of them:
+    reading counts a reference, which is writing.
+    """
+
+    def __init__(self, values: Iterable[list[Any]]) -> None:
+        parts = [pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in values]
+        self._bytes = b"".join(parts)
+        self._bounds = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, index: int) -> list[Any]:
+        # our own pickles, made above, never a file's
+        value: list[Any] = pickle.loads(self._bytes[self._bounds[index] : self._bounds[index + 1]])  # noqa: S301
+        return value
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """Images with at least one sound object, and their objects.
@@ -62,7 +85,7 @@ class TrainingSet:
     images: list[Record]
     boxes: list[NDArray[np.float32]]
     labels: list[NDArray[np.int64]]
-    segmentations: list[list[Any]] | None
+    segmentations: Packed | None
     skipped: dict[str, int]
 
 
@@ -84,6 +107,7 @@ def check_files(truth: Annotations, folder: Path) -> None:
         )
 
 
+@no_collector()
 def training_set(truth: Annotations, folder: Path, masks: bool) -> TrainingSet:
     """Take what can be trained on.
 
@@ -120,7 +144,7 @@ def training_set(truth: Annotations, folder: Path, masks: bool) -> TrainingSet:
     images = [truth.images[number] for number in ids]
     boxes = [np.array([box for box, _, _ in objects[number]], dtype=np.float32) for number in ids]
     classes = [np.array([label for _, label, _ in objects[number]], dtype=np.int64) for number in ids]
-    parts = [[part for _, _, part in objects[number]] for number in ids] if masks else None
+    parts = Packed([part for _, _, part in objects[number]] for number in ids) if masks else None
     return TrainingSet(_digest(truth, images, boxes, classes), folder, images, boxes, classes, parts, dict(skipped))
 
 

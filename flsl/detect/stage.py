@@ -57,6 +57,8 @@ def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, 
     if distributed.is_main_process():
         for reason, count in data.skipped.items():
             warn(f"{train.path}: {count} {reason} are not trained on")
+    # gigabytes of polygons, which each rank would keep to the end
+    del train
     check_files(val, val_images)
     device = distributed.choose_device(experiment.compute.device)
     params = {
