@@ -193,7 +193,7 @@ class TrainingImages(Dataset[Sample]):
         masks = None
         if self._data.segmentations is not None:
             codes = [compress(part, height, width) for part in self._data.segmentations[index]]
-            masks = np.ascontiguousarray(coco_mask.decode(codes).transpose(2, 0, 1))
+            masks = coco_mask.decode(codes).transpose(2, 0, 1)
         target = apply_target(self._data.boxes[index], self._data.labels[index], masks, geometry)
         return Sample(apply_image(image, geometry), target, record["id"], (height, width))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from flsl.config.detect import RecipeSettings
-from flsl.detect.augment import Geometry, apply_image, apply_target, draw, fitted
+from flsl.detect.augment import Geometry, apply_image, apply_target, draw, fitted, nearest
 
 RECIPE = RecipeSettings(
     short_sides=[60, 80], long_side=120, crop_short_sides=[50, 70], crop_range=[30, 45], crop=0.5, flip=0.5
@@ -42,6 +43,44 @@ def test_a_painted_box_is_found_where_its_box_and_mask_say(seed: int, width: int
     found = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
     zoom = max(geometry.size[0] / (geometry.crop[2] - geometry.crop[0]), 1)
     assert (target.boxes[0] - found).abs().max() <= 1 + zoom
+
+
+@settings(max_examples=1000)
+@given(st.integers(1, 3000), st.integers(1, 3000))
+def test_nearest_places_are_torchs(size: int, out: int) -> None:
+    # neighbouring places differ in their last eight bits
+    wanted = F.interpolate(torch.arange(size).byte()[None, None, None], size=(1, out), mode="nearest")[0, 0, 0]
+    places = nearest(size, out)
+    assert places.shape == (out,)
+    assert np.array_equal(places.astype(np.uint8), wanted.numpy())
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.integers(1, 70), st.integers(0, 5))
+def test_masks_are_those_of_cropping_resizing_and_flipping(seed: int, width: int, height: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = (rng.random((count, height, width)) < rng.choice([0, 0.01, 0.5], (count, 1, 1))).astype(np.uint8)
+    # as they are decoded: one column after the other
+    masks = masks.transpose(0, 2, 1).copy().transpose(0, 2, 1) if rng.random() < 0.5 else masks
+    boxes = np.array([[0, 0, width, height]] * count, np.float32).reshape(-1, 4)
+    left, top = int(rng.integers(width)), int(rng.integers(height))
+    crop = (left, top, int(rng.integers(left, width)) + 1, int(rng.integers(top, height)) + 1)
+    crop = (0, 0, width, height) if rng.random() < 0.3 else crop
+    size = (int(rng.integers(1, 150)), int(rng.integers(1, 150)))
+    flip = bool(rng.random() < 0.5)
+    target = apply_target(boxes, np.arange(count), masks, Geometry(crop, size, flip))
+    assert target.masks is not None
+    assert target.masks.is_contiguous()
+    assert target.masks.shape == (len(target.labels), size[1], size[0])
+    kept = target.labels.tolist()
+    for label, mask in enumerate(masks):
+        part = torch.from_numpy(mask[crop[1] : crop[3], crop[0] : crop[2]].copy())
+        wanted = F.interpolate(part[None, None], size=size[::-1], mode="nearest")[0, 0]
+        wanted = wanted.flip(1) if flip else wanted
+        if label in kept:
+            assert torch.equal(target.masks[kept.index(label)], wanted)
+        elif crop == (0, 0, width, height):
+            assert not wanted.any()  # the boxes are the whole image: only an empty mask drops one
 
 
 @settings(max_examples=100)
