@@ -199,9 +199,10 @@ class FineTuning:
         found = predict(model, task.val, task.val_images, self._recipe, task.compute.workers, shard, process.is_main)
         if process.world_size == 1:
             return found
-        parts: list[Any] = [None] * process.world_size
-        dist.all_gather_object(parts, found)
-        return merge(parts, task.val) if process.is_main else None
+        # to the first rank alone: all the detections, with masks, take a gigabyte
+        parts: list[Any] | None = [None] * process.world_size if process.is_main else None
+        dist.gather_object(found, parts, dst=0)
+        return None if parts is None else merge(parts, task.val)
 
     def _validate(self, step: int, epoch: int, results: list[Record] | None) -> None:
         """Write a validation's figures; the first rank has all ranks' results."""

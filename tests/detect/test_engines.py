@@ -170,6 +170,9 @@ def test_two_ranks_train_and_write_once(tiny: Path, tmp_path: Path, engine: str)
     history = train(tmp_path / "out")
     record = json.loads((tmp_path / "out/metrics.json").read_text())
     assert "coco/segm/AP" in record["metrics"]
+    # every other image is predicted by another rank
+    found = [entry["image_id"] for entry in json.loads((tmp_path / "out/detections.json").read_text())]
+    assert list(dict.fromkeys(found)) == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in history if line["kind"] == "step"] == [3, 6]
     # resumed after step 4, in the middle of a line
     shutil.copytree(tmp_path / "out", tmp_path / "again")
