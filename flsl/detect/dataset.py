@@ -231,7 +231,9 @@ def loader(data: Dataset[Sample], workers: int, **order: Any) -> Iterator[list[S
     Raises:
         UserError: naming an image that cannot be read.
     """
-    batches: DataLoader[Any] = DataLoader(data, num_workers=workers, collate_fn=_as_it_is, pin_memory=False, **order)
+    # pinned, so that copies to the GPU, masks above all, do not keep the process waiting
+    pinned = torch.cuda.is_available()
+    batches: DataLoader[Any] = DataLoader(data, num_workers=workers, collate_fn=_as_it_is, pin_memory=pinned, **order)
     yield from batches
 
 

@@ -76,10 +76,10 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
 
 def _instances(target: Target, size: tuple[int, int], device: torch.device) -> Instances:
     instances = Instances(size)
-    instances.gt_boxes = Boxes(target.boxes.to(device))
-    instances.gt_classes = target.labels.to(device) - 1
+    instances.gt_boxes = Boxes(target.boxes.to(device, non_blocking=True))
+    instances.gt_classes = target.labels.to(device, non_blocking=True) - 1
     if target.masks is not None:
-        instances.gt_masks = BitMasks(target.masks.to(device).bool())
+        instances.gt_masks = BitMasks(target.masks.to(device, non_blocking=True).bool())
     return instances
 
 

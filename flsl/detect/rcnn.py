@@ -121,7 +121,10 @@ class Detector(nn.Module):
 
     def _wanted(self, target: Target) -> dict[str, Tensor]:
         device = self.mean.device
-        wanted = {"boxes": target.boxes.to(device), "labels": target.labels.to(device)}
+        wanted = {
+            "boxes": target.boxes.to(device, non_blocking=True),
+            "labels": target.labels.to(device, non_blocking=True),
+        }
         if target.masks is not None:
-            wanted["masks"] = target.masks.to(device)
+            wanted["masks"] = target.masks.to(device, non_blocking=True)
         return wanted

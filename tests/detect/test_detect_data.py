@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_coco import tiny_experiment
 from torch import nn
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from flsl.config.detect import RecipeSettings
 from flsl.detect import stage
+from flsl.detect.augment import Target
 from flsl.detect.coco_files import Annotations, read_annotations
-from flsl.detect.dataset import Packed, TrainingImages, loader, training_set
+from flsl.detect.dataset import Packed, Sample, TrainingImages, loader, training_set
 from flsl.detect.finetune import Task
 from flsl.detect.optimiser import layer_of, learning_rate, parameter_groups, set_rate
 from flsl.model.choice import EncoderChoice
@@ -120,6 +122,24 @@ def test_what_training_does_not_need_of_the_annotations_is_let_go(tiny: Path, mo
     experiment = tiny_experiment(tiny, "data.coco.train_annotations=train.json")
     assert stage.run("coco", experiment, EncoderChoice(random=True), tiny / "out", "base") is None
     assert alive == [tiny / "coco.json"]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_batches_are_of_types_that_torch_pins(tiny: Path, monkeypatch: pytest.MonkeyPatch, masks: bool) -> None:
+    data = training_set(read_annotations(tiny / "coco.json"), tiny / "images", masks)
+    (batch,) = loader(TrainingImages(data, RecipeSettings(batch_size=2), 0), 0, batch_sampler=[[(0, 0), (0, 1)]])
+    copies: list[torch.Tensor] = []
+    # pinning needs a GPU; what is to be pinned does not
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: copies.append(tensor.clone()) or copies[-1])
+    pinned = pin_memory(batch)
+    assert len(copies) == 2 * (3 + masks)
+    for sample, other in zip(batch, pinned, strict=True):
+        assert type(other) is Sample
+        assert type(other.target) is Target
+        assert other[2:] == sample[2:]
+        for name, value in {**other.target._asdict(), "image": other.image}.items():
+            assert value is None or any(value is one for one in copies), name
+        assert torch.equal(other.image, sample.image)
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(tiny: Path) -> None:
