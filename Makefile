@@ -39,8 +39,8 @@ format: .venv/installed
 docs: .venv/installed ## the schema and the tables that are generated from the settings
 	flsl config --write-docs
 
-BENCHMARKS = train_step scaling input_pipeline overheads knn linear_grid propagation davis_eval coco_eval uavdt_eval \
-  track_sync dag
+BENCHMARKS = train_step scaling input_pipeline overheads knn linear_grid propagation davis_eval coco_eval mask_codes \
+  uavdt_eval track_sync dag
 
 bench: .venv/installed ## the CPU benchmarks of speed; their figures go to results/bench
 	for name in $(BENCHMARKS); do python benchmarks/$$name.py --out results/bench/$$name.json || exit 1; done

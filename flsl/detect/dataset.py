@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import pickle
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -46,14 +46,14 @@ class Sample(NamedTuple):
 
 
 class Packed:
-    """Lists that are read one at a time, kept as bytes.
+    """Lists of what JSON holds, read one at a time and kept as bytes.
 
     A data set's polygons are gigabytes as Python's lists, and each loading process would copy what it reads of them:
     reading counts a reference, which is writing.
     """
 
     def __init__(self, values: Iterable[list[Any]]) -> None:
-        parts = [pickle.dumps(value, pickle.HIGHEST_PROTOCOL) for value in values]
+        parts = [json.dumps(value, separators=(",", ":")).encode() for value in values]
         self._bytes = b"".join(parts)
         self._bounds = np.cumsum([0, *map(len, parts)])
 
@@ -61,8 +61,7 @@ class Packed:
         return len(self._bounds) - 1
 
     def __getitem__(self, index: int) -> list[Any]:
-        # our own pickles, made above, never a file's
-        value: list[Any] = pickle.loads(self._bytes[self._bounds[index] : self._bounds[index + 1]])  # noqa: S301
+        value: list[Any] = json.loads(self._bytes[self._bounds[index] : self._bounds[index + 1]])
         return value
 
 

@@ -73,7 +73,7 @@ def coco_results(sample: Sample, found: dict[str, Tensor], categories: list[int]
     boxes = found["boxes"].float().cpu() * scale
     boxes[:, 0::2] = boxes[:, 0::2].clamp(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clamp(0, height)
-    codes = _codes(found["masks"], boxes, height, width) if "masks" in found else [None] * len(boxes)
+    codes = mask_codes(found["masks"], boxes, height, width) if "masks" in found else [None] * len(boxes)
     corners = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
     results: list[Record] = []
     labels, scores = found["labels"].tolist(), found["scores"].tolist()
@@ -88,7 +88,7 @@ def coco_results(sample: Sample, found: dict[str, Tensor], categories: list[int]
     return results
 
 
-def _codes(masks: Tensor, boxes: Tensor, height: int, width: int, chunk: int = 16) -> list[Any]:
+def mask_codes(masks: Tensor, boxes: Tensor, height: int, width: int, chunk: int = 16) -> list[Any]:
     """Return run-length codes of masks (n, 1, 28, 28) pasted into their boxes, a few at a time to bound memory.
 
     They are those of torchvision's ``paste_masks_in_image`` from 0.5 on, which pastes into whole images of floats.
