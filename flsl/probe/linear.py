@@ -37,6 +37,7 @@ from flsl.runtime.progress import bar, say, warn
 
 _REFERENCE_BATCH = 256  # the batch size that learning rates are given for
 _VOTES = 2**26  # logits of a chunk of the validation set
+_CROPS = 2  # how training crops are made; an older version's checkpoint, of others, is not continued
 TOP = (1, 5)
 
 
@@ -183,7 +184,7 @@ def _identity(experiment: Experiment, backbone: Backbone, images: ImageSet, val:
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     features = experiment.features.model_dump(include={"crop", "precision"})
     sets = [[names(part), np.asarray(part.labels).tolist(), list(part.class_names)] for part in (images, val)]
-    return sha256_json([experiment.seed, experiment.linear.plain(), features, weights.hexdigest(), sets, known])
+    return sha256_json([_CROPS, experiment.seed, experiment.linear.plain(), features, weights.hexdigest(), sets, known])
 
 
 def _resume(path: Path, identity: str, grid: LinearGrid) -> int:
