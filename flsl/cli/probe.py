@@ -123,10 +123,10 @@ def _aligned(args: argparse.Namespace) -> None:
 
 
 def _experiment(args: argparse.Namespace) -> Experiment:
-    from flsl.runtime.training import use_threads
+    from flsl.runtime.distributed import use_threads
 
     settings = experiment(args)
-    use_threads(settings.compute)
+    use_threads(settings.compute.threads)
     return settings
 
 

@@ -101,9 +101,8 @@ def _propagate(args: argparse.Namespace) -> None:
 
 
 def _method(args: argparse.Namespace, settings: Experiment) -> Method:
-    from flsl.runtime.distributed import choose_device
+    from flsl.runtime.distributed import choose_device, use_threads
     from flsl.runtime.errors import UserError
-    from flsl.runtime.training import use_threads
     from flsl.video.stage import by_copying, by_encoder
 
     choice = encoder(args)
@@ -112,7 +111,7 @@ def _method(args: argparse.Namespace, settings: Experiment) -> Method:
         if choice.given:
             raise UserError("--copy-first-mask: needs no encoder; drop --backbone, --model or --random-init")
         return by_copying(name or "copy-first-mask")
-    use_threads(settings.compute)
+    use_threads(settings.compute.threads)
     device = choose_device(settings.compute.device)
     backbone = choice.load(settings).requires_grad_(False).eval().to(device)
     return by_encoder(backbone, name or choice.name, settings.davis, device, choice.inputs)

@@ -45,11 +45,11 @@ def add(commands: Commands) -> None:
 
 
 def _visualize(args: argparse.Namespace) -> None:
-    from flsl.runtime.training import use_threads
+    from flsl.runtime.distributed import use_threads
     from flsl.visualize.stage import visualize
 
     settings = experiment(args)
-    use_threads(settings.compute)
+    use_threads(settings.compute.threads)
     name = args.name or args.run_name or "base"
     record = visualize(settings, args.encoders, args.images, args.show, args.out, name, args.epochs)
     for figure, value in record["metrics"].items():

@@ -21,7 +21,7 @@ class ShapeSettings(Settings):
         description="GPUs per node; null: one, or none with `compute.device: cpu` and for `local` without GPUs.",
     )
     tasks_per_node: Count | None = Field(None, description="Processes per node; null: one per GPU, at least one.")
-    cpus_per_task: Count = Field(8, description="CPU cores a process.")
+    cpus_per_task: Count = Field(8, description="CPU cores per process.")
     memory_gb: float | None = Field(16.0, gt=0, description="Memory per node, in GB; null leaves it to the site.")
     minutes: Count = Field(2880, description="Time limit of an attempt, in minutes; it is requeued when it ends.")
 

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -49,6 +50,32 @@ def random_resized_boxes(
     boxes = np.stack([top, left, h, w], 1)
     boxes[~fits.any(1)] = _central_box(height, width)
     return boxes
+
+
+def random_resized_crop(image: Tensor, uniforms: NDArray[np.float64], scale: tuple[float, float], size: int) -> Tensor:
+    """Crop an image at random, and resize the crop to a square.
+
+    Args:
+        image: (3, height, width), uint8.
+        uniforms: (22,) numbers in [0, 1) that decide the box.
+        scale: range of the box's area, as a share of the image's.
+        size: side of the square, in pixels.
+
+    Returns:
+        (3, size, size), uint8.
+    """
+    box = random_resized_boxes(uniforms[None], image.shape[1], image.shape[2], scale)[0]
+    top, left, height, width = box.tolist()
+    return resized(image[:, top : top + height, left : left + width], size, size)
+
+
+def resized(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize an image (3, H, W), uint8: bicubic, antialiased.
+
+    On 8-bit tensors torch resizes in integers as Pillow does, equally on all CPUs and several times faster; it rounds
+    and clips at other places between the two passes of the filter.
+    """
+    return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
 
 
 def _central_box(height: int, width: int) -> tuple[int, int, int, int]:

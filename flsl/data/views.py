@@ -13,12 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from flsl.config.pretrain import PretrainSettings
-from flsl.data.crops import CROP_DRAWS, apply_matrices, random_resized_boxes, resize_matrices
+from flsl.data.crops import (
+    CROP_DRAWS,
+    apply_matrices,
+    random_resized_boxes,
+    random_resized_crop,
+    resize_matrices,
+)
 from flsl.data.photometric import (
     PHOTOMETRIC_DRAWS,
     PLAIN,
@@ -163,13 +168,7 @@ class FLSLViews:
     def crop(self, image: Tensor, numbers: NDArray[np.float64]) -> Tensor:
         """Make the teacher's crop (3, T, T), uint8, of an image (3, height, width); the only pixel work of the CPU."""
         scale = self._settings.teacher_scale
-        _, rows, columns = image.shape
-        box = random_resized_boxes(numbers[None, :CROP_DRAWS], rows, columns, (scale[0], scale[1]))[0]
-        top, left, height, width = box.tolist()
-        size = self._settings.teacher_size
-        # on 8-bit tensors torch resizes in integers as Pillow does, equally on all CPUs and several times faster
-        crop = image[None, :, top : top + height, left : left + width]
-        return F.interpolate(crop, (size, size), mode="bicubic", antialias=True)[0]
+        return random_resized_crop(image, numbers[:CROP_DRAWS], (scale[0], scale[1]), self._settings.teacher_size)
 
     def batch(self, crops: Tensor, numbers: NDArray[np.float64]) -> Batch:
         """Turn crops (batch, 3, T, T) and numbers (batch, draws) into what the training step takes."""

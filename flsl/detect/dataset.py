@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flsl.config.detect import RecipeSettings
-from flsl.data.images import load_rgb
+from flsl.data.images import Strings, load_rgb
 from flsl.data.listing import no_collector
 from flsl.data.order import Key
 from flsl.data.rle import MaskError, check, check_codes, compress
@@ -45,26 +45,6 @@ class Sample(NamedTuple):
     size: tuple[int, int]
 
 
-class Packed:
-    """Lists of what JSON holds, read one at a time and kept as bytes.
-
-    A data set's polygons are gigabytes as Python's lists, and each loading process would copy what it reads of them:
-    reading counts a reference, which is writing.
-    """
-
-    def __init__(self, values: Iterable[list[Any]]) -> None:
-        parts = [json.dumps(value, separators=(",", ":")).encode() for value in values]
-        self._bytes = b"".join(parts)
-        self._bounds = np.cumsum([0, *map(len, parts)])
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def __getitem__(self, index: int) -> list[Any]:
-        value: list[Any] = json.loads(self._bytes[self._bounds[index] : self._bounds[index + 1]])
-        return value
-
-
 @dataclass(frozen=True)
 class TrainingSet:
     """Images with at least one sound object, and their objects.
@@ -84,7 +64,7 @@ class TrainingSet:
     images: list[Record]
     boxes: list[NDArray[np.float32]]
     labels: list[NDArray[np.int64]]
-    segmentations: Packed | None
+    segmentations: Strings | None
     skipped: dict[str, int]
 
 
@@ -143,7 +123,8 @@ def training_set(truth: Annotations, folder: Path, masks: bool) -> TrainingSet:
     images = [truth.images[number] for number in ids]
     boxes = [np.array([box for box, _, _ in objects[number]], dtype=np.float32) for number in ids]
     classes = [np.array([label for _, label, _ in objects[number]], dtype=np.int64) for number in ids]
-    parts = Packed([part for _, _, part in objects[number]] for number in ids) if masks else None
+    # as lists of Python's numbers they would be gigabytes, copied by each loading process that reads them
+    parts = Strings(json.dumps([part for _, _, part in objects[number]]) for number in ids) if masks else None
     return TrainingSet(_digest(truth, images, boxes, classes), folder, images, boxes, classes, parts, dict(skipped))
 
 
@@ -191,7 +172,7 @@ class TrainingImages(Dataset[Sample]):
         geometry = draw(np.random.default_rng((self._seed, epoch, index)), width, height, self._recipe)
         masks = None
         if self._data.segmentations is not None:
-            codes = [compress(part, height, width) for part in self._data.segmentations[index]]
+            codes = [compress(part, height, width) for part in json.loads(self._data.segmentations[index])]
             masks = coco_mask.decode(codes).transpose(2, 0, 1)
         target = apply_target(self._data.boxes[index], self._data.labels[index], masks, geometry)
         return Sample(apply_image(image, geometry), target, record["id"], (height, width))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flsl.config.pretrain import PretrainSettings
+from flsl.data.crops import resized
 from flsl.data.images import ImageSet
 from flsl.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from flsl.model.neighbours import knn_accuracy
@@ -108,5 +108,5 @@ class _Small(Dataset[tuple[Tensor, int]]):
         scale = self._size / min(image.shape[1:])
         height, width = (max(self._size, round(side * scale)) for side in image.shape[1:])
         left, top = (width - self._size) // 2, (height - self._size) // 2
-        image = F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
+        image = resized(image, height, width)
         return image[:, top : top + self._size, left : left + self._size], int(self._images.labels[index])

@@ -8,13 +8,12 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from flsl.data.crops import CROP_DRAWS, random_resized_boxes
+from flsl.data.crops import CROP_DRAWS, random_resized_crop
 from flsl.data.order import Key
 
 Picture = TypeVar("Picture")
@@ -89,10 +88,7 @@ class RandomCrop:
     def __call__(self, image: Tensor, key: Key) -> Tensor:
         """Return the crop (3, crop, crop), uint8, of an RGB image (3, height, width), uint8."""
         numbers = np.random.default_rng((self.seed, *key, _CROPS)).random(CROP_DRAWS + 1)
-        box = random_resized_boxes(numbers[None, :CROP_DRAWS], image.shape[1], image.shape[2], self.scale)[0]
-        top, left, height, width = (int(number) for number in box)
-        part = image[None, :, top : top + height, left : left + width]
-        crop = F.interpolate(part, (self.crop, self.crop), mode="bicubic", antialias=True)[0]
+        crop = random_resized_crop(image, numbers[:CROP_DRAWS], self.scale, self.crop)
         return crop.flip(2) if self.flip and numbers[-1] < 0.5 else crop
 
 

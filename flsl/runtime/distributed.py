@@ -112,6 +112,12 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
+def use_threads(count: int) -> None:
+    """Let PyTorch use ``count`` CPU threads, as ``compute.threads`` says; 0 leaves its choice."""
+    if count:
+        torch.set_num_threads(count)
+
+
 def describe(device: torch.device) -> str:
     """Return a device's name for the provenance, e.g. ``cuda: NVIDIA H100``."""
     return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)

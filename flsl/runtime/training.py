@@ -18,17 +18,11 @@ from flsl.runtime.progress import say
 def begin(compute: ComputeSettings, seed: int) -> distributed.Process:
     """Join the other ranks, choose the device, and seed what weights are drawn from, equal on all ranks."""
     process = distributed.start(compute.device)
-    use_threads(compute)
+    distributed.use_threads(compute.threads)
     if process.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(seed)
     return process
-
-
-def use_threads(compute: ComputeSettings) -> None:
-    """Let PyTorch use as many CPU threads as the settings say."""
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
 
 
 def resume(

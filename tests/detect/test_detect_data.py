@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from tiny_coco import tiny_experiment
 from torch import nn
@@ -23,7 +20,7 @@ from flsl.config.detect import RecipeSettings
 from flsl.detect import stage
 from flsl.detect.augment import Target
 from flsl.detect.coco_files import Annotations, read_annotations
-from flsl.detect.dataset import Packed, Sample, TrainingImages, loader, training_set
+from flsl.detect.dataset import Sample, TrainingImages, loader, training_set
 from flsl.detect.finetune import Task
 from flsl.detect.optimiser import layer_of, learning_rate, parameter_groups, set_rate
 from flsl.model.choice import EncoderChoice
@@ -85,18 +82,6 @@ def test_an_image_of_another_size_or_unreadable_gets_one_line(tiny: Path) -> Non
         list(loader(TrainingImages(data, recipe, 0), 0, batch_sampler=[[(0, 0)]]))
 
 
-_POLYGONS = st.lists(st.lists(st.integers(-9, 9) | st.floats(allow_nan=False), max_size=9), max_size=3)
-_CODES = st.fixed_dictionaries({"size": st.lists(st.integers(1, 999)), "counts": st.text() | st.lists(st.integers(0))})
-
-
-@given(st.lists(st.lists(_POLYGONS | _CODES, max_size=4), max_size=5))
-def test_packed_lists_are_read_as_they_were(lists: list[list[Any]]) -> None:
-    packed = Packed(iter(lists))
-    assert len(packed) == len(lists)
-    for one in (packed, pickle.loads(pickle.dumps(packed))):  # noqa: S301 -- its own
-        assert [repr(one[index]) for index in range(len(one))] == list(map(repr, lists))
-
-
 def test_each_image_has_the_segmentations_of_its_file(tiny: Path) -> None:
     def vary(data: dict[str, Any]) -> None:
         data["annotations"].reverse()  # the images' order is that of their ids
@@ -108,7 +93,7 @@ def test_each_image_has_the_segmentations_of_its_file(tiny: Path) -> None:
     assert len(data.segmentations) == len(data.images) == 6
     for index, image in enumerate(data.images):
         wanted = [entry["segmentation"] for entry in truth.annotations if entry["image_id"] == image["id"]]
-        assert data.segmentations[index] == wanted
+        assert json.loads(data.segmentations[index]) == wanted
 
 
 def test_what_training_does_not_need_of_the_annotations_is_let_go(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
