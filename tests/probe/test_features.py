@@ -19,7 +19,7 @@ from flsl.model.backbone import load_backbone
 from flsl.model.choice import EncoderChoice
 from flsl.probe.features import extract
 from flsl.probe.images import ImageSource
-from flsl.probe.store import feature_file, read_features
+from flsl.probe.store import check_finite, feature_file, read_features
 from flsl.runtime.errors import UserError
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -159,3 +159,15 @@ def test_reading_refuses_what_is_no_whole_feature_file(tmp_path: Path) -> None:
         read_features(path)
     with pytest.raises(UserError, match=r"holds features of 1 blocks where 3 are needed; set features\.blocks=3"):
         read_features(path, blocks=3)
+
+
+def test_features_that_are_not_finite_are_found_wherever_they_are() -> None:
+    names = [str(index) for index in range(9000)]
+    for bad in ([], [0], [8999], [4095, 4096, 7000]):
+        features = torch.zeros(9000, 2)
+        features[bad, 1] = torch.nan
+        if not bad:
+            check_finite(features, names)
+            continue
+        with pytest.raises(UserError, match=rf"^{bad[0]}: .* {len(bad)} of 9000 images"):
+            check_finite(features, names)

@@ -13,7 +13,9 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from flsl.config.data import ImageFolderSettings
 from flsl.config.pretrain import EncoderSettings
+from flsl.data.check import check_data
 from flsl.model.backbone import Backbone
 from flsl.model.head import ProjectionHead
 from flsl.model.vit import build_encoder, timm_arguments
@@ -184,6 +186,23 @@ def test_images_of_all_sizes_and_modes_are_seen(tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes((tmp_path / "few.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"torn.png: not a readable image"):
         choose.view(tmp_path / "torn.png", 32, seed=0)
+
+
+def test_a_checked_set_gives_the_usable_images_of_its_split(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for name in ("train/a/0.png", "train/b/1.png", "val/a/2.png", "val/b/3.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9)).save(root / name)
+    (root / "val/b/4.png").write_bytes(b"torn")
+    check_data(ImageFolderSettings(root=str(root)), tmp_path / "checked")
+
+    def found(split: str) -> list[str]:
+        return [path.relative_to(root).as_posix() for path in choose.images_of(tmp_path / "checked", split)]
+
+    assert found("val") == ["val/a/2.png", "val/b/3.png"]
+    assert found("train") == ["train/a/0.png", "train/b/1.png"]
+    # a set that has no such split gives all of its images
+    assert found("test") == found("train") + found("val")
 
 
 def test_evenly_spaced_choice() -> None:
