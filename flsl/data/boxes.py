@@ -6,13 +6,14 @@ import csv
 import os
 import posixpath
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flsl.data.decode import EXTENSIONS, open_image, reason
+from flsl.data.strings import Strings
 from flsl.runtime.errors import UserError, inside, require_folder
 
 Boxes = NDArray[np.float64]
@@ -21,46 +22,74 @@ _COLUMNS = ("path", "x0", "y0", "x1", "y1")
 _LARGEST_XML = 2**20
 
 
-def read_boxes(
-    root: Path | str,
-    boxes: str,
-    paths: Iterable[str] | None = None,
-    sizes: Mapping[str, Size] | None = None,
-) -> dict[str, Boxes]:
-    """Read the boxes of an image folder.
+@dataclass(frozen=True)
+class CsvBoxes:
+    """The boxes of images by their places in a list, in arrays that loading processes share.
+
+    Attributes:
+        images: int64 (images,), ascending: those that have boxes.
+        rows: float64 (boxes, 4), an image's one after the other.
+        ends: int64 (images,), where an image's rows end.
+    """
+
+    images: NDArray[np.int64]
+    rows: Boxes
+    ends: NDArray[np.int64]
+
+    def read(self, image: int, size: Size) -> Boxes:
+        """Return an image's boxes as :func:`find_boxes` says; it must be one of ``images``."""
+        place = int(np.searchsorted(self.images, image))
+        return self.rows[self.ends[place - 1] if place else 0 : self.ends[place]]
+
+
+@dataclass(frozen=True)
+class XmlBoxes:
+    """The files of images' boxes by the images' places in a list, in arrays that loading processes share.
+
+    Attributes:
+        images: int64 (images,), ascending: those that have a file.
+        folder: that the files are in.
+        files: an image's file below ``folder``.
+    """
+
+    images: NDArray[np.int64]
+    folder: Path
+    files: Strings
+
+    def read(self, image: int, size: Size) -> Boxes:
+        """Return an image's boxes as :func:`find_boxes` says; it must be one of ``images``."""
+        return read_xml(self.folder / self.files[int(np.searchsorted(self.images, image))], size)
+
+
+def find_boxes(root: Path, boxes: str, paths: Sequence[str]) -> CsvBoxes | XmlBoxes:
+    """Find the boxes of images; XML files are read one by one later, where their images are.
 
     Args:
         root: the data set's folder.
         boxes: CSV file or folder of XML files below ``root`` (``data.images.boxes``). The CSV file's header is
             ``path,x0,y0,x1,y1``, its paths are below ``root``. An XML file has its image's name and lies in a folder
             named as its image's (``<class>/<name>.xml``, ``<split>/<class>/<name>.xml``) or flat.
-        paths: images to read boxes of, below ``root``; None takes all that ``root`` holds.
-        sizes: width and height of images by path, where known; else an XML file's image is opened to learn it.
+        paths: the images below ``root``.
 
     Returns:
-        for each image that has boxes a float64 array (n, 4) of x0, y0, x1, y1 in the image's pixels, from 0, x1 and y1
-        exclusive. XML boxes are scaled from the size that their file names to the image's and clipped to it; a box that
-        lies wholly outside is left out.
+        what tells an image's boxes from its place in ``paths`` and its size (width, height): float64 (n, 4) of x0, y0,
+        x1, y1 in its pixels, from 0, x1 and y1 exclusive. XML boxes are scaled from the size that their file names to
+        the image's and clipped to it; one that lies wholly outside is left out, so that none may be left.
 
     Raises:
-        UserError: naming the file and line that is wrong, or an XML file that fits several images.
+        UserError: naming the line of a CSV file that is wrong, or an XML file that fits several images.
     """
-    root = Path(root)
     place = inside(root, boxes, "data.images.boxes")
-    if place.is_file():
-        chosen = None if paths is None else set(paths)
-        found: dict[str, list[Boxes]] = {}
-        for path, box in read_csv(root, place):
-            if chosen is None or path in chosen:
-                found.setdefault(path, []).append(box)
-        return {path: np.stack(rows) for path, rows in found.items()}
-    result: dict[str, Boxes] = {}
-    for xml, image in match_xml(root, boxes, _images(root, place) if paths is None else paths):
-        if image is not None:
-            array = read_xml(place / xml, root / image, None if sizes is None else sizes.get(image))
-            if len(array):
-                result[image] = array
-    return result
+    index = {path: number for number, path in enumerate(paths)}
+    if not place.is_file():
+        files = {index[image]: file for file, image in match_xml(root, boxes, paths) if image is not None}
+        images = np.array(sorted(files), dtype=np.int64)
+        return XmlBoxes(images, place, Strings(files[image] for image in images.tolist()))
+    named = [(index[path], box) for path, box in read_csv(root, place) if path in index]
+    owners = np.array([image for image, _ in named], dtype=np.int64)
+    rows = np.array([box for _, box in named], dtype=np.float64).reshape(-1, 4)
+    images, counts = np.unique(owners, return_counts=True)
+    return CsvBoxes(images, rows[np.argsort(owners, kind="stable")], np.cumsum(counts))
 
 
 def read_csv(root: Path, file: Path) -> Iterator[tuple[str, Boxes]]:
@@ -117,14 +146,14 @@ def match_xml(root: Path, folder: str, paths: Iterable[str]) -> Iterator[tuple[s
             yield relative, fits[0] if fits else None
 
 
-def read_xml(file: Path, image: Path, size: Size | None = None) -> Boxes:
-    """Read one PASCAL VOC file (pixels from 1, corners included) as :func:`read_boxes` says.
+def read_xml(file: Path, size: Size) -> Boxes:
+    """Read one PASCAL VOC file (pixels from 1, corners included) of an image of this size as :func:`find_boxes` says.
 
     Raises:
-        UserError: when it is not such a file, declares a document type or entities, or its image cannot be opened.
+        UserError: when it is not such a file, or declares a document type or entities.
     """
     declared, boxes = _parse_xml(file)
-    width, height = size if size is not None else _size_of(image)
+    width, height = size
     boxes[:, :2] -= 1
     if declared is not None:
         boxes *= np.array([width / declared[0], height / declared[1]] * 2)
@@ -157,23 +186,6 @@ def _parse_xml(file: Path) -> tuple[Size | None, Boxes]:
     if not np.isfinite(boxes).all() or (boxes[:, :2] > boxes[:, 2:]).any():
         raise UserError(f"{file}: a box needs xmin <= xmax and ymin <= ymax")
     return ((width, height) if width > 0 and height > 0 else None), boxes
-
-
-def _size_of(image: Path) -> Size:
-    try:
-        with image.open("rb") as stream, open_image(stream) as opened:
-            return opened.size
-    except Exception as error:  # whatever a parser of damaged bytes may raise
-        raise UserError(f"{image}: not a readable image: {reason(error)}") from None
-
-
-def _images(root: Path, boxes: Path) -> Iterator[str]:
-    """Yield the images below ``root`` that are not in the folder of the boxes."""
-    for base, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(base, name) != boxes)
-        for name in sorted(names):
-            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
-                yield Path(base, name).relative_to(root).as_posix()
 
 
 def _stem(path: str) -> str:

@@ -85,7 +85,7 @@ def _count_classes(
 
 
 def _check_boxes(settings: ImageFolderSettings, boxes: str, rows: Sequence[Row], findings: Findings) -> dict[str, int]:
-    """Read every box, and report what :func:`read_boxes` would refuse or leave out."""
+    """Read every box, and report what :func:`find_boxes` would refuse or leave out."""
     root = Path(settings.root)
     sizes = {row.path: (row.width, row.height) for row in rows if row.ok and row.format}
     boxed: set[str] = set()
@@ -105,7 +105,7 @@ def _check_boxes(settings: ImageFolderSettings, boxes: str, rows: Sequence[Row],
                     unknown += 1
                     continue
                 try:
-                    count += len(read_xml(root / boxes / xml, root / image, sizes[image]))
+                    count += len(read_xml(root / boxes / xml, sizes[image]))
                     boxed.add(image)
                 except UserError as error:
                     findings.inconsistencies.append(str(error))

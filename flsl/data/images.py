@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,49 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from flsl.config.data import ImageFolderSettings
-from flsl.data.boxes import read_boxes
 from flsl.data.decode import decode_rgb, load_rgb
 from flsl.data.files import FILES, add_content, read_rows, some
 from flsl.data.listing import list_files
 from flsl.data.manifest import MANIFEST, load_manifest
 from flsl.data.pack import Pack, named_pack
 from flsl.data.pixels import decode_pixels, read_bytes
+from flsl.data.strings import Strings
 from flsl.runtime.errors import UserError
-
-__all__ = ["ImageSet", "Strings", "load_rgb", "read_boxes"]
-
-
-class Strings(Sequence[str]):
-    """An immutable list of strings in two arrays.
-
-    A million Python strings cost 100 MB in every worker, as touching their reference counts copies the shared pages;
-    the two arrays stay shared.
-    """
-
-    def __init__(self, strings: Iterable[str]) -> None:
-        """Take the strings over; they may hold undecodable bytes of file names."""
-        encoded = [text.encode("utf-8", "surrogateescape") for text in strings]
-        self._bytes: NDArray[np.uint8] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"string {index} of {len(self)}")
-        index %= len(self)
-        start = self._ends[index - 1] if index else 0
-        return self._bytes[start : self._ends[index]].tobytes().decode("utf-8", "surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flsl.config.detect import RecipeSettings
-from flsl.data.images import Strings, load_rgb
+from flsl.data.decode import load_rgb
 from flsl.data.listing import no_collector
 from flsl.data.order import Key
 from flsl.data.rle import MaskError, check, check_codes, compress
+from flsl.data.strings import Strings
 from flsl.detect.augment import Geometry, Target, apply_image, apply_target, draw, fitted
 from flsl.detect.coco_files import Annotations, Record
 from flsl.runtime.errors import UserError, inside, require_folder

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from flsl.data.images import load_rgb
+from flsl.data.decode import load_rgb
 from flsl.data.rle import compress
 from flsl.detect.coco_files import Annotations, Record
 from flsl.runtime.outputs import atomic

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from flsl.config.experiment import Experiment
-from flsl.data.images import ImageSet, read_boxes
+from flsl.data.boxes import CsvBoxes, XmlBoxes, find_boxes
+from flsl.data.images import ImageSet
 from flsl.data.order import Key
 from flsl.model.backbone import Backbone
 from flsl.model.choice import EncoderChoice
@@ -151,15 +152,17 @@ def nine_patches(boxes: Boxes, side: int, patch_size: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class _CropAndPatches:
-    """Makes an image's crop, and finds the patches of its largest box there."""
+    """Makes an image's crop, and finds the patches of its largest box there, and how many boxes it has."""
 
     crop: CentreCrop
-    boxes: dict[int, Boxes]
+    boxes: CsvBoxes | XmlBoxes
     patch_size: int
 
-    def __call__(self, image: Image.Image, key: Key) -> tuple[Tensor, Tensor]:
-        boxes = self.crop.boxes(self.boxes[key[1]], image.width, image.height)
-        return self.crop(image, key), torch.from_numpy(nine_patches(boxes, self.crop.crop, self.patch_size))
+    def __call__(self, image: Image.Image, key: Key) -> tuple[Tensor, Tensor, int]:
+        boxes = self.boxes.read(key[1], image.size)
+        moved = self.crop.boxes(boxes, image.width, image.height)
+        places = nine_patches(moved, self.crop.crop, self.patch_size)
+        return self.crop(image, key), torch.from_numpy(places), len(boxes)
 
 
 def _patches(
@@ -171,16 +174,17 @@ def _patches(
     """
     settings = experiment.features
     paths = names(images)
-    found = read_boxes(images.root, boxes, paths)
-    boxed = {index: found[path] for index, path in enumerate(paths) if path in found}
-    make = _CropAndPatches(CentreCrop(settings.resize, settings.crop), boxed, backbone.patch_size)
+    found = find_boxes(images.root, boxes, paths)
+    make = _CropAndPatches(CentreCrop(settings.resize, settings.crop), found, backbone.patch_size)
     tokens = feature_function(backbone, device, settings.precision, last_n=1)
-    features = torch.empty(len(boxed), PATCHES, backbone.width, dtype=torch.float16)
+    features = torch.empty(len(found.images), PATCHES, backbone.width, dtype=torch.float16)
     used: list[int] = []
-    keys = in_order(boxed, settings.batch_size)
-    with bar(f"patches of {images.split}", len(boxed)) as shown:
-        for indices, (crops, places) in batches(images.load, make, keys, experiment.compute.workers, device):
+    boxed = 0
+    keys = in_order(found.images.tolist(), settings.batch_size)
+    with bar(f"patches of {images.split}", len(found.images)) as shown:
+        for indices, (crops, places, counts) in batches(images.load, make, keys, experiment.compute.workers, device):
             seen = places[:, 0] != _NONE
+            boxed += int((counts > 0).sum())
             indices, crops, places = indices[seen], crops[seen], places[seen].to(device)
             if len(indices):
                 chosen = tokens(crops)[:, 0].float().gather(1, places[..., None].expand(-1, -1, backbone.width))
@@ -188,10 +192,10 @@ def _patches(
                 features[len(used) : len(used) + len(indices)] = F.normalize(chosen, dim=2).half().cpu()
                 used += indices.tolist()
             shown.advance(len(seen))
-    counts = {"used": len(used), "without_box": len(images) - len(boxed), "box_outside_crop": len(boxed) - len(used)}
+    left_out = {"without_box": len(images) - boxed, "box_outside_crop": boxed - len(used)}
     if not used:
         raise UserError(
             f"{images.root / boxes}: no image of {images.split} has a box within its crop "
-            f"({counts['without_box']} of {len(images)} have none at all); check data.images.boxes"
+            f"({left_out['without_box']} of {len(images)} have none at all); check data.images.boxes"
         )
-    return features[: len(used)], torch.tensor(used), counts
+    return features[: len(used)], torch.tensor(used), {"used": len(used), **left_out}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flsl.config.data import ImageFolderSettings
-from flsl.data.boxes import read_boxes
+from flsl.data.boxes import find_boxes
 from flsl.data.check import check_data
 from flsl.runtime.errors import UserError
 
@@ -42,8 +42,14 @@ def _write(root: Path, name: str, text: str | bytes) -> None:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
 
 
-def _plain(boxes: dict[str, Any]) -> dict[str, list[list[float]]]:
-    return {path: array.tolist() for path, array in boxes.items()}
+def read_boxes(
+    root: Path, boxes: str, paths: list[str] | None = None, size: tuple[int, int] = (40, 30)
+) -> dict[str, list[list[float]]]:
+    """Find the boxes of these images (of all by default), all of one size, and read them."""
+    if paths is None:
+        paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.JPEG"))
+    found = find_boxes(root, boxes, paths)
+    return {paths[image]: found.read(image, size).tolist() for image in found.images.tolist()}
 
 
 @pytest.mark.parametrize("folder", ["boxes/n1", "boxes", "boxes/val/n1", "boxes/deeper/val/n1"])
@@ -53,7 +59,7 @@ def test_voc_files_find_their_images_nested_or_flat(root: Path, folder: str) -> 
     if folder == "boxes/deeper/val/n1":  # a folder that its image is not in
         assert read_boxes(root, "boxes") == {}
     else:
-        assert _plain(read_boxes(root, "boxes")) == {"val/n1/n1_2_val.JPEG": [[0, 0, 40, 30], [0, 0, 1, 1]]}
+        assert read_boxes(root, "boxes") == {"val/n1/n1_2_val.JPEG": [[0, 0, 40, 30], [0, 0, 1, 1]]}
 
 
 def test_boxes_are_scaled_from_the_size_that_their_file_names_and_clipped(root: Path) -> None:
@@ -62,14 +68,13 @@ def test_boxes_are_scaled_from_the_size_that_their_file_names_and_clipped(root: 
     expected = [[10 * half, 20 * third, 20 * half, 40 * third], [0, 0, 40, 30]]
     found = read_boxes(root, "boxes")["val/n1/n1_1_val.JPEG"]
     np.testing.assert_allclose(found, expected)
-    # the image need not be opened where its size is known
-    known = read_boxes(root, "boxes", ["val/n1/n1_1_val.JPEG"], {"val/n1/n1_1_val.JPEG": (80, 90)})
-    assert known["val/n1/n1_1_val.JPEG"].tolist() == [[10, 20, 20, 40], [0, 0, 80, 90]]
+    same = read_boxes(root, "boxes", size=(80, 90))
+    assert same["val/n1/n1_1_val.JPEG"] == [[10, 20, 20, 40], [0, 0, 80, 90]]
 
 
 def test_a_voc_file_without_a_size_is_taken_as_it_is(root: Path) -> None:
     _write(root, "boxes/n1_1_val.xml", _voc([(2, 3, 4, 5)], size=None))
-    assert _plain(read_boxes(root, "boxes")) == {"val/n1/n1_1_val.JPEG": [[1, 2, 4, 5]]}
+    assert read_boxes(root, "boxes") == {"val/n1/n1_1_val.JPEG": [[1, 2, 4, 5]]}
 
 
 def test_only_the_images_asked_for_are_read(root: Path) -> None:
@@ -119,8 +124,8 @@ def test_csv_boxes_keep_their_order_and_odd_names(root: Path) -> None:
     )
     _write(root, "boxes.csv", text)
     everything = {"val/n1/n1_1_val.JPEG": [[0, 0, 5, 5], [1, 2, 3, 4]], "a, b.jpg": [[1.5, 2, 3, 4]]}
-    assert _plain(read_boxes(root, "boxes.csv")) == everything
-    assert _plain(read_boxes(root, "boxes.csv", ["a, b.jpg"])) == {"a, b.jpg": [[1.5, 2, 3, 4]]}
+    assert read_boxes(root, "boxes.csv", ["c.jpg", "val/n1/n1_1_val.JPEG", "b.jpg", "a, b.jpg"]) == everything
+    assert read_boxes(root, "boxes.csv", ["a, b.jpg"]) == {"a, b.jpg": [[1.5, 2, 3, 4]]}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +166,7 @@ def test_a_box_covers_the_same_share_of_any_size(
     root = tmp_path_factory.mktemp("boxes")
     (root / "b").mkdir()
     (root / "b" / "x.xml").write_text(_voc([box], told))
-    found = read_boxes(root, "b", ["x.png"], {"x.png": real})["x.png"][0]
+    found = np.array(read_boxes(root, "b", ["x.png"], real)["x.png"][0])
     shares = found / np.array([real[0], real[1]] * 2)
     expected = np.array([box[0] - 1, box[1] - 1, box[2], box[3]]) / np.array([told[0], told[1]] * 2)
     np.testing.assert_allclose(shares, expected, atol=1e-12)

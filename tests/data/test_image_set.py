@@ -18,7 +18,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
 from flsl.data.files import FILES, Row, read_rows, write_rows
-from flsl.data.images import ImageSet, Strings
+from flsl.data.images import ImageSet
+from flsl.data.strings import Strings
 from flsl.runtime.errors import UserError
 
 

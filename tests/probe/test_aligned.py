@@ -204,6 +204,40 @@ def test_images_without_a_box_in_their_crop_are_counted_and_left_out(
         assert record["metrics"]["aligned_knn/patch_top1@5"] == 100.0
 
 
+def write_xml(root: Path, rows: list[list[Any]]) -> None:
+    boxes: dict[str, str] = defaultdict(str)
+    for path, x0, y0, x1, y1 in rows:
+        corners = f"<xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
+        boxes[path] += f"<object><bndbox>{corners}</bndbox></object>"
+    for path, objects in boxes.items():
+        file = (root / "boxes" / path).with_suffix(".xml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"<annotation>{objects}</annotation>")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_boxes_of_xml_files_are_read_beside_their_images(
+    objects: tuple[Path, list[list[Any]]], make_settings: Callable, tmp_path: Path, workers: int
+) -> None:
+    root, rows = objects
+    # one box outside its image, which counts as none, and two images without a file
+    none = {"train/red/1.png", "val/blue/0.png"}
+    rows = [row for row in rows if row[0] not in none | {"train/green/3.png"}]
+    write_xml(root, [*rows, ["train/green/3.png", 200, 200, 210, 210]])
+    changed = make_settings(**SIZES, compute={"workers": workers})
+    record = classify(changed, Colours(), ImageSource(root), "boxes", tmp_path / "out", "base")
+    assert record["images"] == {
+        "train": {"used": 13, "without_box": 2, "box_outside_crop": 0},
+        "val": {"used": 8, "without_box": 1, "box_outside_crop": 0},
+    }
+    assert record["metrics"]["aligned_knn/patch_top1@5"] == 100.0
+    broken = root / "boxes" / "val" / "green" / "2.xml"
+    broken.write_text("<annotation>")
+    with pytest.raises(UserError, match=r"^\S+/boxes/val/green/2\.xml: not a PASCAL VOC file of boxes \([^()]+\)$"):
+        classify(changed, Colours(), ImageSource(root), "boxes", tmp_path / "broken", "base")
+    assert not (tmp_path / "broken").exists()
+
+
 @pytest.mark.parametrize(
     ("rows", "boxes", "k", "message"),
     [
