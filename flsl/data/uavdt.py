@@ -31,6 +31,8 @@ TRAIN_SEQUENCES = (
 COLUMNS = ("frame", "target", "left", "top", "width", "height", "out_of_view", "occlusion", "category")
 CATEGORIES = {1: "car", 2: "truck", 3: "bus"}
 _WHOLE = ("frame", "target", "out_of_view", "occlusion", "category")
+LARGEST = 1e9
+"""No frame number or pixel is beyond it; areas of larger numbers would not be exact, or not finite."""
 
 
 def split_of(sequence: str) -> str:
@@ -79,6 +81,7 @@ def _read(path: Path | str) -> pd.DataFrame:
         lines.pop()
     values = _numbers(path, lines)
     table = pd.DataFrame(values, columns=list(COLUMNS))
+    _refuse(path, table, (np.abs(values) > LARGEST).any(1), f"a number beyond {LARGEST:g}")
     for name in _WHOLE:
         _refuse(path, table, table[name] % 1 != 0, f"a {name} that is no whole number")
     return table.astype(dict.fromkeys(_WHOLE, "int64"))

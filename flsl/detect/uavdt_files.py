@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from flsl.data.uavdt import TEST_LENGTHS, read_ground_truth, read_ignore
+from flsl.data.uavdt import LARGEST, TEST_LENGTHS, read_ground_truth, read_ignore
 from flsl.runtime.errors import UserError, nearest, require_file, require_folder
 from flsl.runtime.outputs import read_json, write_text
 from flsl.runtime.progress import counted, warn
@@ -215,12 +215,14 @@ def _frames_by_id(path: Path) -> Mapping[int, tuple[str, int]]:
 
 
 def _checked(rows: Rows, path: Path, what: str) -> Rows:
-    wrong = np.flatnonzero(~np.isfinite(rows).all(1) | (rows[:, 0] % 1 != 0) | (rows[:, 3] < 0) | (rows[:, 4] < 0))
+    # NaN compares as false
+    usual = (np.abs(rows[:, :5]) <= LARGEST).all(1) & np.isfinite(rows[:, 5])
+    wrong = np.flatnonzero(~usual | (np.where(usual, rows[:, 0], 0) % 1 != 0) | (rows[:, 3:5] < 0).any(1))
     if len(wrong):
         first = int(wrong[0])
         values = ",".join(f"{value:g}" for value in rows[first])
         raise UserError(
             f"{path}: {what} {first + (what == 'row')}: frame,left,top,width,height,score are {values}; "
-            "finite numbers, a whole frame and no negative sizes are expected"
+            f"finite numbers (of pixels up to {LARGEST:g}), a whole frame and no negative sizes are expected"
         )
     return rows

@@ -113,6 +113,7 @@ LINES = [
 ]
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", ["gt/M0208_gt_whole.txt", "gt/M0208_gt_ignore.txt", "found/M0208.txt"])
 def test_uavdt_text_files_of_any_content(tmp_path: Path, name: str) -> None:
     write_uavdt(tmp_path, train=[], test=["M0208"], frames=4)
