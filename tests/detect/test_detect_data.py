@@ -115,7 +115,7 @@ def test_batches_are_of_types_that_torch_pins(tiny: Path, monkeypatch: pytest.Mo
     (batch,) = loader(TrainingImages(data, RecipeSettings(batch_size=2), 0), 0, batch_sampler=[[(0, 0), (0, 1)]])
     copies: list[torch.Tensor] = []
     # pinning needs a GPU; what is to be pinned does not
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: copies.append(tensor.clone()) or copies[-1])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: copies.append(tensor.clone()) or copies[-1])
     pinned = pin_memory(batch)
     assert len(copies) == 2 * (3 + masks)
     for sample, other in zip(batch, pinned, strict=True):
