@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -60,20 +61,39 @@ def evaluate(truth: Annotations, detections: list[Record], kind: IouType, source
         detections = with_masks(detections, truth.images, source, "detection")
     if any(annotation["id"] == 0 for annotation in annotations):
         warn(f"{truth.path}: an annotation has the id 0, which pycocotools counts as never found; number them from 1")
-    # the rewrite counts those as never found, too, whose ids are negative or larger than 64 bits hold
-    annotations = [{**annotation, "id": annotation["id"] and place} for place, annotation in enumerate(annotations, 1)]
+    # the rewrite takes ids that 64 bits do not hold, or double precision does not tell apart, for others or for none;
+    # places among the sorted ids leave the order, and with it the figures, as they are
+    images, categories = _places(truth.images), _places(truth.categories)
+    annotations = [{**entry, "id": entry["id"] and place} for place, entry in enumerate(annotations, 1)]
+    data = {
+        "images": [{**image, "id": images[number]} for number, image in truth.images.items()],
+        "categories": [{"id": categories[number], "name": name} for number, name in truth.categories.items()],
+        "annotations": _placed(annotations, images, categories),
+    }
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     with no_collector(), warnings.catch_warnings():
         # of the id 0, said above
         warnings.simplefilter("ignore", UserWarning)
-        ground = COCO({**truth.dataset(), "annotations": annotations})
-        found = ground.loadRes(_uniform(detections, source))
+        ground = COCO(data)
+        found = ground.loadRes(_placed(_uniform(detections, source), images, categories))
         evaluator = COCOeval_faster(ground, found, kind)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     stats = np.asarray(evaluator.stats[:12], dtype=np.float64)
     return CocoFigures(stats, _class_table(evaluator, truth, detections))
+
+
+def _places(numbers: Iterable[int]) -> dict[int, int]:
+    return {number: place for place, number in enumerate(sorted(numbers), 1)}
+
+
+def _placed(records: Iterable[Record], images: dict[int, int], categories: dict[int, int]) -> list[Record]:
+    """Return copies whose images and categories are named by their places."""
+    return [
+        {**record, "image_id": images[record["image_id"]], "category_id": categories[record["category_id"]]}
+        for record in records
+    ]
 
 
 def true_masks(truth: Annotations) -> list[Record]:
@@ -92,13 +112,14 @@ def _without_mask(truth: Annotations) -> int | None:
     return next((entry["id"] for entry in truth.annotations if not entry.get("segmentation")), None)
 
 
-def _uniform(detections: list[Record], source: Path) -> list[Record]:
-    """Return copies in the one form that pycocotools' ``loadRes`` takes, which decides by the first detection."""
+def _uniform(detections: list[Record], source: Path) -> Iterator[Record]:
+    """Yield copies in the one form that pycocotools' ``loadRes`` takes, which decides by the first detection."""
     if detections and detections[0].get("bbox"):
         missing = next((i for i, detection in enumerate(detections) if not detection.get("bbox")), None)
         if missing is not None:
             raise UserError(f"{source}: detection {missing} has no bbox but the first one has; give all or none")
-    return [{k: v for k, v in detection.items() if k != "bbox" or v} for detection in detections]
+    for detection in detections:
+        yield {k: v for k, v in detection.items() if k != "bbox" or v}
 
 
 def _class_table(evaluator: Any, truth: Annotations, detections: list[Record]) -> list[Record]:

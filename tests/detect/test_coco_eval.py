@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,29 @@ def test_ids_of_any_kind_give_pycocotools_figures(tmp_path: Path, change: str) -
     for kind, stats in record["stats"].items():
         assert stats == pytest.approx(list(reference(wanted, found, kind).stats), abs=1e-9)
         assert stats[0] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["image", "category"])
+@pytest.mark.parametrize(
+    "change", [lambda number: -number, lambda number: 2**53 + number, lambda number: 2**63 + number]
+)
+def test_images_and_categories_of_any_id_give_pycocotools_figures(
+    tmp_path: Path, kind: str, change: Callable[[int], int]
+) -> None:
+    truth, found = made_files(8, "both")
+    plural = {"image": "images", "category": "categories"}[kind]
+    # neighbours, which double precision does not tell apart
+    numbers = {entry["id"]: change(place) for place, entry in enumerate(truth[plural], 1)}
+    assert len(numbers) > 1
+    for entry in truth[plural]:
+        entry["id"] = numbers[entry["id"]]
+    for entry in (*truth["annotations"], *found):
+        entry[f"{kind}_id"] = numbers[entry[f"{kind}_id"]]
+    record = evaluate_files(*written(tmp_path, truth, found))
+    for iou_type, stats in record["stats"].items():
+        assert stats == pytest.approx(list(reference(truth, found, iou_type).stats), abs=1e-9)
+        assert stats[0] > 0.01
+    assert [row["id"] for row in record["classes"]["bbox"]] == sorted(entry["id"] for entry in truth["categories"])
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
