@@ -31,8 +31,10 @@ TRAIN_SEQUENCES = (
 COLUMNS = ("frame", "target", "left", "top", "width", "height", "out_of_view", "occlusion", "category")
 CATEGORIES = {1: "car", 2: "truck", 3: "bus"}
 _WHOLE = ("frame", "target", "out_of_view", "occlusion", "category")
+LAST_FRAME = 999_999
+"""The largest number of a frame, as its file's name has six digits."""
 LARGEST = 1e9
-"""No frame number or pixel is beyond it; areas of larger numbers would not be exact, or not finite."""
+"""No number in UAVDT's files is beyond it; boxes of much larger ones have areas that are not finite."""
 
 
 def split_of(sequence: str) -> str:
@@ -82,6 +84,7 @@ def _read(path: Path | str) -> pd.DataFrame:
     values = _numbers(path, lines)
     table = pd.DataFrame(values, columns=list(COLUMNS))
     _refuse(path, table, (np.abs(values) > LARGEST).any(1), f"a number beyond {LARGEST:g}")
+    _refuse(path, table, table["frame"] > LAST_FRAME, f"a frame number beyond {LAST_FRAME}")
     for name in _WHOLE:
         _refuse(path, table, table[name] % 1 != 0, f"a {name} that is no whole number")
     return table.astype(dict.fromkeys(_WHOLE, "int64"))

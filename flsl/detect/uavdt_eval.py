@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from flsl.data.uavdt import LAST_FRAME
 from flsl.detect.coco_eval import CocoFigures
 from flsl.detect.coco_files import Record
 from flsl.detect.uavdt_coco import Boxes, coco_stats
@@ -192,8 +193,8 @@ def object_table(pooled: Pool) -> list[Record]:
 def coco_figures(sequences: list[Sequence], detections: Mapping[str, Rows]) -> dict[str, float]:
     """Return COCO's 12 figures over the same frames: one class, ignore regions as crowds, 100 detections per frame."""
     rows = [detections[each.name] for each in sequences]
-    shift = 1_000_000  # frames of different sequences are different ones
-    first = [index * shift for index in range(len(sequences))]
+    # frames of different sequences are different ones
+    first = [index * (LAST_FRAME + 1) for index in range(len(sequences))]
     frames = np.concatenate([each[:, 0].astype(np.int64) + start for each, start in zip(rows, first, strict=True)])
     found = np.concatenate(rows)
     order = np.lexsort((-found[:, 5], frames))

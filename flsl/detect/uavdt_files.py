@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from flsl.data.uavdt import LARGEST, TEST_LENGTHS, read_ground_truth, read_ignore
+from flsl.data.uavdt import LARGEST, LAST_FRAME, TEST_LENGTHS, read_ground_truth, read_ignore
 from flsl.runtime.errors import UserError, nearest, require_file, require_folder
 from flsl.runtime.outputs import read_json, write_text
 from flsl.runtime.progress import counted, warn
 
 Rows = NDArray[np.float64]
 _WHOLE, _IGNORE = "_gt_whole.txt", "_gt_ignore.txt"
-_FRAME = re.compile(r"img0*(\d+)\.\w+")
+_FRAME = re.compile(r"img0*(\d{1,9})\.\w+")
 _READ = [0, 2, 3, 4, 5, 6]  # fields of a row of detections: all of the seven but the target
 _NAME = re.compile(r"M(\d{4})")
 
@@ -216,13 +216,13 @@ def _frames_by_id(path: Path) -> Mapping[int, tuple[str, int]]:
 
 def _checked(rows: Rows, path: Path, what: str) -> Rows:
     # NaN compares as false
-    usual = (np.abs(rows[:, :5]) <= LARGEST).all(1) & np.isfinite(rows[:, 5])
+    usual = (np.abs(rows[:, :5]) <= [LAST_FRAME, *[LARGEST] * 4]).all(1) & np.isfinite(rows[:, 5])
     wrong = np.flatnonzero(~usual | (np.where(usual, rows[:, 0], 0) % 1 != 0) | (rows[:, 3:5] < 0).any(1))
     if len(wrong):
         first = int(wrong[0])
-        values = ",".join(f"{value:g}" for value in rows[first])
+        values = ",".join(f"{value:.12g}" for value in rows[first])
         raise UserError(
-            f"{path}: {what} {first + (what == 'row')}: frame,left,top,width,height,score are {values}; "
-            f"finite numbers (of pixels up to {LARGEST:g}), a whole frame and no negative sizes are expected"
+            f"{path}: {what} {first + (what == 'row')}: frame,left,top,width,height,score are {values}; a whole frame "
+            f"up to {LAST_FRAME}, pixels up to {LARGEST:g}, no negative sizes and a finite score are expected"
         )
     return rows

@@ -175,6 +175,20 @@ def test_coco_results_give_the_text_files_figures(tmp_path: Path) -> None:
     assert 0 < expected["uavdt/coco/AP50"] < 100
 
 
+@pytest.mark.parametrize("digits", [7, 400, 5000])
+def test_a_file_name_of_no_possible_frame_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], digits: int
+) -> None:
+    folder, _ = make(tmp_path / "made", 1, ["M0203"])
+    image = {"id": 1, "file_name": f"M0203/img{'1' * digits}.jpg"}
+    (tmp_path / "images.json").write_text(json.dumps({"images": [image]}))
+    (tmp_path / "found.json").write_text(json.dumps([{"image_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5}]))
+    command = ["uavdt", "evaluate", "--gt", folder, "--detections", tmp_path / "found.json"]
+    command += ["--annotations", tmp_path / "images.json", "--sequences", "M0203", "--out", tmp_path / "m.json"]
+    assert main([str(word) for word in command]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_sequences_of_any_name_can_be_asked_for(tmp_path: Path) -> None:
     folder, detections = make(tmp_path / "made", 4, ["street", "yard"])
     record = evaluate_files(folder, detections, tmp_path / "m.json", ["street", "yard"])
@@ -203,6 +217,12 @@ def test_perfect_detections_reach_100_and_the_official_object_figure_does_not(tm
         ("short", "expected 7 and found 4"),
         ("short later", "M0203.txt: row 2:"),
         ("negative", "M0203.txt: row 1:"),
+        (
+            "late",
+            "M0203.txt: row 1: frame,left,top,width,height,score are 1000000,3,2,4,4,0.5; a whole frame up to",
+        ),
+        ("late truth", "M0203_gt_whole.txt: line 1: a frame number beyond 999999"),
+        ("large", "M0203.txt: row 1:"),
         ("sequence", "no M0204_gt_whole.txt there (did you mean 'M0203'?)"),
         ("folder", "no such folder"),
     ],
@@ -223,6 +243,12 @@ def test_broken_input_gets_one_line(
             path.write_text("1,-1,3,2,4,4,0.5\n1,-1,3,2\n")
         case "negative":
             path.write_text("1,-1,3,2,-4,4,0.5\n")
+        case "late":
+            path.write_text("1000000,-1,3,2,4,4,0.5\n")
+        case "late truth":
+            (folder / "M0203_gt_whole.txt").write_text("1000000,1,3,2,40,40,1,1,1\n")
+        case "large":
+            path.write_text("1,-1,3,2,1e200,1e200,0.5\n")
         case "sequence":
             names = ["M0204"]
         case "folder":
