@@ -164,12 +164,13 @@ def _check_annotations(
     figures = Counter(annotations=0, crowds=0, polygons=0, run_lengths=0, images_without_annotations=0)
     per_category: Counter[int] = Counter()
     for annotation in annotations:
-        identity, image = annotation["id"], images.get(_hashable(annotation.get("image_id")))
+        identity, of = annotation["id"], _number(annotation.get("image_id"))
+        image = None if of is None else images.get(of)
         figures["annotations"] += 1
         if identity in identities:
             report.add("annotation id used twice", identity)
         identities.add(identity)
-        category = _hashable(annotation.get("category_id"))
+        category = _number(annotation.get("category_id"))
         if category in categories:
             per_category[category] += 1
         else:
@@ -222,6 +223,6 @@ def _stays_inside(name: str) -> bool:
     return bool(name)
 
 
-def _hashable(value: object) -> int:
-    """Return an id that may be looked up; anything but a whole number is no id."""
-    return value if type(value) is int else -1
+def _number(value: object) -> int | None:
+    """Return an id; anything but a whole number is none."""
+    return value if type(value) is int else None

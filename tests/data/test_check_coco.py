@@ -136,6 +136,17 @@ def test_each_inconsistency_is_one_line(tmp_path: Path, change: Callable[[Data],
     assert any(line in told for told in _check(tmp_path / "coco")["inconsistencies"]["first"])
 
 
+def test_what_is_no_id_is_no_image_of_the_id_minus_one(tmp_path: Path) -> None:
+    data = _sound(0)
+    data["images"][0]["id"] = data["annotations"][0]["image_id"] = -1
+    _make(tmp_path / "coco", data, _sound(50))
+    assert _check(tmp_path / "coco")["inconsistencies"]["count"] == 0
+    data["annotations"][0]["image_id"] = None
+    (tmp_path / "coco/annotations/instances_train2017.json").write_text(json.dumps(data))
+    first = _check(tmp_path / "coco")["inconsistencies"]["first"]
+    assert [line.partition("json: ")[2] for line in first] == ["1 × annotation of an unknown image, e.g. id 1"]
+
+
 def test_many_equal_mistakes_are_one_line(tmp_path: Path) -> None:
     train = _sound(0)
     train["annotations"] = [{**train["annotations"][0], "id": i, "bbox": [0, 0, 0, 0]} for i in range(500)]
