@@ -1,11 +1,11 @@
-"""All benchmarks that want a GPU, in one call of at most ten minutes, into one JSON.
+"""The benchmarks that want a GPU, in one call of at most ten minutes, into one JSON.
 
     python benchmarks/gpu.py --out gpu.json
     python benchmarks/gpu.py --device cpu --small --out gpu.json      # every line of it, without a GPU
 
 Needs torch, torchvision, timm, pydantic, pyyaml and rich, an H100's memory for the sizes that are not --small, and the
 project's root on PYTHONPATH or the package installed. Each benchmark is a process of its own with a share of the time;
-one that fails or takes too long is noted, and the others go on.
+one that fails, takes too long or is not reached any more is noted, and the exit code is 1.
 """
 
 from __future__ import annotations
