@@ -119,7 +119,7 @@ def main() -> None:
     step = TrainingStep(settings, compute, device)
     process = Process(0, 0, 1, device)
     order = Order(args.batch * 2 * turns, args.batch, 1, 1, 0, process)
-    batches = iter(build_loader(Repeated(found, args.batch * 2 * turns), step.views, 0, order, args.workers))
+    batches = iter(build_loader(Repeated(found, args.batch * 2 * turns), step.views, 0, order, args.workers, device))
     ready = step.views.batch(*next(batches)).to(device)
     loop = Loop(step, settings, batches, ready)
     seconds = measure(

@@ -265,8 +265,10 @@ def main() -> None:
     )
     per_core = {name: args.chunk / value for name, value in seconds.items()}
 
-    order = Order(len(images), args.batch, 1, 10**6, 0, Process(0, 0, 1, torch.device("cpu")))
-    rate, memory = stream(build_loader(images, views, 0, order, args.workers), args.steps, args.steps // 10)
+    process = Process(0, 0, 1, torch.device("cpu"))
+    order = Order(len(images), args.batch, 1, 10**6, 0, process)
+    loader = build_loader(images, views, 0, order, args.workers, process.device)
+    rate, memory = stream(loader, args.steps, args.steps // 10)
     steps = max(10, args.steps // 10)
     drawn = RandomSampler(baseline, replacement=True, num_samples=steps * args.batch)
     usual = DataLoader(baseline, args.batch, sampler=drawn, num_workers=args.workers)

@@ -206,14 +206,16 @@ def _check_size(size: tuple[int, int], record: Record, folder: Path) -> None:
         )
 
 
-def loader(data: Dataset[Sample], workers: int, **order: Any) -> Iterator[list[Sample]]:
-    """Yield batches as lists of samples; ``order`` is a DataLoader's ``batch_sampler`` or ``batch_size``.
+def loader(data: Dataset[Sample], workers: int, device: torch.device, **order: Any) -> Iterator[list[Sample]]:
+    """Yield batches as lists of samples, in page-locked memory where ``device`` is CUDA.
+
+    ``order`` is a DataLoader's ``batch_sampler`` or ``batch_size``.
 
     Raises:
         UserError: naming an image that cannot be read.
     """
-    # pinned, so that copies to the GPU, masks above all, do not keep the process waiting
-    pinned = torch.cuda.is_available()
+    # so that copies to the GPU, masks above all, do not keep the process waiting
+    pinned = device.type == "cuda"
     batches: DataLoader[Any] = DataLoader(data, num_workers=workers, collate_fn=_as_it_is, pin_memory=pinned, **order)
     yield from batches
 

@@ -79,4 +79,4 @@ def predict_files(
         from flsl.detect.detectron2_engine import predictor
 
         detector = predictor(file, backbone, device)
-    return predict(detector, truth, images, recipe, compute.workers)
+    return predict(detector, truth, images, recipe, compute.workers, distributed.Process(0, 0, 1, device))

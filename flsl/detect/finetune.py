@@ -82,6 +82,8 @@ class Task:
 
 LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "mask")
 """Names of the losses, equal for both engines."""
+CALMER = "lower the learning_rate, lengthen warmup_steps, or set precision=float32"
+"""What may help where a training diverges."""
 _WRITTEN = ("history.jsonl", "model.pth", "detections.json", "metrics.json")
 _NOT_TRAINING = ("evaluate_every", "images_shown", "test_batch_size", "test_short_side")
 
@@ -118,7 +120,7 @@ class FineTuning:
         self._history = History(task.out / "history.jsonl", self.start) if process.is_main else None
         images = TrainingImages(task.train, recipe, task.seed)
         self.steps, self._steps_per_epoch = order.steps, order.steps_per_epoch
-        self._batches = iter(loader(images, task.compute.workers, batch_sampler=order))
+        self._batches = iter(loader(images, task.compute.workers, process.device, batch_sampler=order))
         self._model: nn.Module = detector
         if process.world_size > 1:
             self._model = DistributedDataParallel(detector, gradient_as_bucket_view=True)
@@ -195,8 +197,7 @@ class FineTuning:
     def predict(self) -> list[Record] | None:
         """Return the results on the validation images, all ranks' together; None but on the first rank."""
         task, process, model = self._task, self.process, self.evaluated.eval()
-        shard = (process.rank, process.world_size)
-        found = predict(model, task.val, task.val_images, self._recipe, task.compute.workers, shard, process.is_main)
+        found = predict(model, task.val, task.val_images, self._recipe, task.compute.workers, process)
         if process.world_size == 1:
             return found
         # to the first rank alone: all the detections, with masks, take a gigabyte
@@ -231,7 +232,7 @@ class FineTuning:
         _finite(sums, self._names, step)
         # a gradient may be infinite where the losses are not
         if not all_finite(self._trained):
-            raise UserError(f"the weights after step {step} are not finite; {_CALMER}")
+            raise UserError(f"the weights after step {step} are not finite; {CALMER}")
         if self._history is None:
             return
         self._history.sync()
@@ -283,10 +284,7 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-_CALMER = "lower the learning_rate, lengthen warmup_steps, or set precision=float32"
-
-
 def _finite(values: Tensor, names: list[str], step: int) -> None:
     for name, value in zip(names, values.tolist(), strict=True):
         if not math.isfinite(value):
-            raise UserError(f"loss_{name}: is {value} at or before step {step}; {_CALMER}")
+            raise UserError(f"loss_{name}: is {value} at or before step {step}; {CALMER}")

@@ -17,6 +17,7 @@ from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 from flsl.config.detect import RecipeSettings
 from flsl.detect.coco_files import Annotations, Record
 from flsl.detect.dataset import Sample, TestImages, check_files, loader
+from flsl.runtime.distributed import Process
 from flsl.runtime.outputs import write_text
 from flsl.runtime.progress import bar
 
@@ -29,11 +30,10 @@ def predict(
     truth: Annotations,
     folder: Path,
     recipe: RecipeSettings,
-    workers: int = 0,
-    shard: tuple[int, int] = (0, 1),
-    show: bool = True,
+    workers: int,
+    process: Process,
 ) -> list[Record]:
-    """Return COCO results for every image, in the images' order.
+    """Return COCO results for every image, in the images' order; of several processes each takes every so many-th.
 
     Args:
         model: maps a batch of images to its detections.
@@ -41,18 +41,17 @@ def predict(
         folder: of the image files.
         recipe: sizes and batch size.
         workers: loading processes.
-        shard: this process's place and the number of processes; each takes every so many-th image.
-        show: whether a progress bar is shown.
+        process: this one, the model on its device; the first shows a progress bar.
 
     Raises:
         UserError: when an image is missing, unreadable or not of the listed size.
     """
     check_files(truth, folder)
-    records = list(truth.images.values())[shard[0] :: shard[1]]
+    records = list(truth.images.values())[process.rank :: process.world_size]
     categories = sorted(truth.categories)
     results: list[Record] = []
-    batches = loader(TestImages(records, folder, recipe), workers, batch_size=recipe.test_batch_size)
-    with bar("predicting (images)", len(records), enabled=show) as shown, torch.inference_mode():
+    batches = loader(TestImages(records, folder, recipe), workers, process.device, batch_size=recipe.test_batch_size)
+    with bar("predicting (images)", len(records), enabled=process.is_main) as shown, torch.inference_mode():
         for samples in batches:
             for sample, found in zip(samples, model([sample.image for sample in samples]), strict=True):
                 results += coco_results(sample, found, categories)

@@ -37,15 +37,20 @@ class TeacherCrops(Dataset[Loaded]):
         return self._views.crop(self._images.pixels(index), numbers), numbers
 
 
-def build_loader(images: Images, views: FLSLViews, seed: int, order: Order, workers: int) -> DataLoader[Loaded]:
-    """Return a loader of (crops (batch, 3, T, T) uint8, numbers (batch, draws)), once through the whole training."""
+def build_loader(
+    images: Images, views: FLSLViews, seed: int, order: Order, workers: int, device: torch.device
+) -> DataLoader[Loaded]:
+    """Return a loader of (crops (batch, 3, T, T) uint8, numbers (batch, draws)), once through the whole training.
+
+    Crops are in page-locked memory where ``device`` is CUDA.
+    """
     return DataLoader(
         TeacherCrops(images, views, seed),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate,
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
     )
 
 

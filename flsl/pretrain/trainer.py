@@ -103,7 +103,7 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
         step.load_state(state, first=process.is_main)
     history = History(job.out / "history.jsonl", start) if process.is_main else None
     order.go_on(start)
-    batches = iter(build_loader(images, step.views, job.seed, order, compute.workers))
+    batches = iter(build_loader(images, step.views, job.seed, order, compute.workers, process.device))
     steps = order.steps
 
     if start == 0 and _keeps(job, 0):

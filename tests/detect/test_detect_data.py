@@ -26,6 +26,8 @@ from flsl.detect.optimiser import layer_of, learning_rate, parameter_groups, set
 from flsl.model.choice import EncoderChoice
 from flsl.runtime.errors import UserError
 
+CPU = torch.device("cpu")
+
 
 def changed(root: Path, change: Any) -> Any:
     data = json.loads((root / "coco.json").read_text())
@@ -76,10 +78,10 @@ def test_an_image_of_another_size_or_unreadable_gets_one_line(tiny: Path) -> Non
     recipe = RecipeSettings(batch_size=2)
     Image.new("RGB", (10, 12)).save(tiny / "images/000.png")
     with pytest.raises(UserError, match=r"000.png: is 10×12 pixels, but its annotations say 56×64"):
-        list(loader(TrainingImages(data, recipe, 0), 0, batch_sampler=[[(0, 0), (0, 1)]]))
+        list(loader(TrainingImages(data, recipe, 0), 0, CPU, batch_sampler=[[(0, 0), (0, 1)]]))
     (tiny / "images/000.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"000.png"):
-        list(loader(TrainingImages(data, recipe, 0), 0, batch_sampler=[[(0, 0)]]))
+        list(loader(TrainingImages(data, recipe, 0), 0, CPU, batch_sampler=[[(0, 0)]]))
 
 
 def test_each_image_has_the_segmentations_of_its_file(tiny: Path) -> None:
@@ -112,7 +114,7 @@ def test_what_training_does_not_need_of_the_annotations_is_let_go(tiny: Path, mo
 @pytest.mark.parametrize("masks", [True, False])
 def test_batches_are_of_types_that_torch_pins(tiny: Path, monkeypatch: pytest.MonkeyPatch, masks: bool) -> None:
     data = training_set(read_annotations(tiny / "coco.json"), tiny / "images", masks)
-    (batch,) = loader(TrainingImages(data, RecipeSettings(batch_size=2), 0), 0, batch_sampler=[[(0, 0), (0, 1)]])
+    (batch,) = loader(TrainingImages(data, RecipeSettings(batch_size=2), 0), 0, CPU, batch_sampler=[[(0, 0), (0, 1)]])
     copies: list[torch.Tensor] = []
     # pinning needs a GPU; what is to be pinned does not
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: copies.append(tensor.clone()) or copies[-1])
@@ -126,6 +128,13 @@ def test_batches_are_of_types_that_torch_pins(tiny: Path, monkeypatch: pytest.Mo
         for name, value in {**other.target._asdict(), "image": other.image}.items():
             assert value is None or any(value is one for one in copies), name
         assert torch.equal(other.image, sample.image)
+
+
+def test_nothing_is_pinned_for_the_cpu_of_a_machine_with_gpus(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = training_set(read_annotations(tiny / "coco.json"), tiny / "images", masks=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (batch,) = loader(TrainingImages(data, RecipeSettings(), 0), 0, CPU, batch_sampler=[[(0, 0)]])
+    assert len(batch) == 1
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(tiny: Path) -> None:
