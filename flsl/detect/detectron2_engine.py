@@ -5,6 +5,7 @@ This module imports detectron2, which is installed separately; nothing else does
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from torch import Tensor
 from flsl.config.detect import DetectorSettings
 from flsl.detect.augment import Target
 from flsl.detect.coco_files import Record
-from flsl.detect.finetune import FineTuning, Task
+from flsl.detect.finetune import CALMER, FineTuning, Task
 from flsl.detect.model_file import ModelFile
 from flsl.detect.predict import Predict
 from flsl.model.backbone import Backbone
 from flsl.model.pyramid import LEVELS, STRIDES, ViTPyramid
+from flsl.runtime.errors import UserError
 from flsl.runtime.interrupt import StopRequest
 from flsl.runtime.progress import Bar, bar
 from flsl.runtime.training import begin
@@ -138,7 +140,10 @@ class Trainer(TrainerBase):  # type: ignore[misc]
 
     def run_step(self) -> None:
         """Make one step."""
-        self._tuning.step(self.iter)
+        try:
+            self._tuning.step(self.iter)
+        except FloatingPointError:  # on all ranks alike, as their weights are equal
+            raise UserError(f"the proposals of step {self.iter + 1} are not finite; {CALMER}") from None
 
     def _after(self) -> None:
         self._shown.advance(1, self._tuning.after(self.iter + 1, self._stop.agreed()))
@@ -153,6 +158,8 @@ def train(task: Task, backbone: Backbone) -> list[Record] | None:
     detector.vis_period = 0
     tuning = FineTuning(task, detector, backbone, process)
     with StopRequest() as stop, bar("fine-tuning (steps)", tuning.steps, tuning.start, process.is_main) as shown:
+        # it prints the traceback of whatever it raises again, be it a broken image or a stop
+        logging.getLogger(TrainerBase.__module__).setLevel(logging.CRITICAL)
         Trainer(tuning, stop, shown).train(tuning.start, tuning.steps)
     return tuning.finish()
 

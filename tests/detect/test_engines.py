@@ -121,6 +121,34 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_a_training_that_diverges_ends_in_one_line(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    engine: str,
+) -> None:
+    usual = FineTuning.step
+
+    def spoilt(tuning: FineTuning, step: int) -> None:
+        if step == 2:
+            for parameter in tuning.detector.parameters():
+                parameter.data.fill_(torch.nan)
+        usual(tuning, step)
+
+    monkeypatch.setattr(FineTuning, "step", spoilt)
+    settings = tiny_experiment(tiny, f"detection.engine={engine}", "compute.log_every=50")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings.plain()))
+    arguments = ["--random-init", "--config", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "out")]
+    assert main(["detect", "train", "--stage", "coco", *arguments]) == 2
+    told = capfd.readouterr().err
+    assert "lower the learning_rate" in told.splitlines()[-1]
+    assert "Traceback" not in told + caplog.text
+    assert not (tmp_path / "out/model.pth").exists()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_loss_falls(tiny: Path, tmp_path: Path, engine: str) -> None:
     more = ["detection.coco.epochs=12", "detection.coco.milestones=[11]", "detection.coco.crop=0"]
     run("coco", tiny_experiment(tiny, f"detection.engine={engine}", *more), RANDOM, tmp_path / "out", "base")
