@@ -27,6 +27,7 @@ from flsl.data.strings import Strings
 from flsl.detect.augment import Geometry, Target, apply_image, apply_target, draw, fitted
 from flsl.detect.coco_files import Annotations, Record
 from flsl.runtime.errors import UserError, inside, require_folder
+from flsl.runtime.interrupt import outlive_signals
 from flsl.runtime.outputs import sha256_file
 
 
@@ -216,7 +217,14 @@ def loader(data: Dataset[Sample], workers: int, device: torch.device, **order: A
     """
     # so that copies to the GPU, masks above all, do not keep the process waiting
     pinned = device.type == "cuda"
-    batches: DataLoader[Any] = DataLoader(data, num_workers=workers, collate_fn=_as_it_is, pin_memory=pinned, **order)
+    batches: DataLoader[Any] = DataLoader(
+        data,
+        num_workers=workers,
+        worker_init_fn=outlive_signals,
+        collate_fn=_as_it_is,
+        pin_memory=pinned,
+        **order,
+    )
     yield from batches
 
 

@@ -8,9 +8,19 @@ from types import FrameType, TracebackType
 from flsl.runtime.distributed import Agreement
 from flsl.runtime.errors import Stopped
 
-__all__ = ["StopRequest", "Stopped"]
+__all__ = ["StopRequest", "Stopped", "outlive_signals"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a loading process leave the signals that ask its stage to stop to the stage; a ``worker_init_fn``.
+
+    Ctrl-C, torchrun and some clusters signal all processes of a stage, which would lose its data before it can save.
+    It ends its loading processes itself when it has saved, and they end by themselves when it is gone.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class StopRequest:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +138,18 @@ def test_nothing_is_pinned_for_the_cpu_of_a_machine_with_gpus(tiny: Path, monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     (batch,) = loader(TrainingImages(data, RecipeSettings(), 0), 0, CPU, batch_sampler=[[(0, 0)]])
     assert len(batch) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_loading_outlives_what_asks_the_stage_to_stop(tiny: Path, signum: signal.Signals) -> None:
+    data = training_set(read_annotations(tiny / "coco.json"), tiny / "images", masks=True)
+    keys = [[(epoch, 0)] for epoch in range(20)]
+    batches = loader(TrainingImages(data, RecipeSettings(), 0), 1, CPU, batch_sampler=keys)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signum)
+    assert len(list(batches)) == 19
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(tiny: Path) -> None:

@@ -21,8 +21,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_are_resumed_bit_for_bit_in_the_middle_of_a_line_and_an_epoch(place: Path) -> None:
     whole, killed = place / "ranks-whole", place / "ranks-killed"
     run_flsl(*pretrain(place, whole), ranks=2)
-    arguments = pretrain(place, killed, f"compute.checkpoints_kept={STEPS}")
-    kill_at(command(*arguments, ranks=2), killed, 7, signal.SIGTERM)
+    # torchrun hands a signal on to each rank's loading processes, too
+    arguments = pretrain(place, killed, f"compute.checkpoints_kept={STEPS}", "compute.workers=1")
+    stopped = kill_at(command(*arguments, ranks=2), killed, 7, signal.SIGTERM)
+    assert stopped.stderr is not None
+    assert "flsl: stopped by signal 15 after step " in stopped.stderr.read()
     assert "step-000000007" <= checkpoints(killed / "checkpoints")[-1].stem < f"step-{STEPS:09d}"
     # lines are written after even steps and epochs end after each fifth: what was counted since must not be lost
     for path in checkpoints(killed / "checkpoints"):

@@ -120,13 +120,15 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def kill_at(arguments: Sequence[str], out: Path, step: int, signum: int) -> subprocess.Popen[str]:
-    """Start a run and send it a signal as soon as the checkpoint of ``step`` is there."""
-    process = subprocess.Popen(arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    """Start a run and signal all of its processes as soon as the checkpoint of ``step`` is there."""
+    process = subprocess.Popen(
+        arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         found = checkpoints(out / "checkpoints")
         if found and found[-1].name >= f"step-{step:09d}.pth":
-            process.send_signal(signum)
+            os.killpg(process.pid, signum)
             break
         time.sleep(0.002)
     process.wait(timeout=300)
@@ -161,11 +163,11 @@ def test_killed_twice_and_resumed_ends_bit_for_bit_as_if_never_interrupted(place
     assert_same_run(out, uninterrupted)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_signal_saves_at_once_and_tells(place: Path, uninterrupted: Path, signum: signal.Signals) -> None:
     out = place / f"stopped-{signum.name}"
-    # no checkpoint but the signal's own after the first
-    stopped = kill_at(command(*pretrain(place, out)), out, 3, signum)
+    # the loading process, too, gets the signal, as from Ctrl-C
+    stopped = kill_at(command(*pretrain(place, out, "compute.workers=1")), out, 3, signum)
     assert stopped.returncode == 128 + signum
     assert stopped.stderr is not None
     last = stopped.stderr.read().splitlines()[-1]
