@@ -20,6 +20,7 @@ from flsl.launch.queue import run
 from flsl.launch.work import for_detection, in_words_of_detection
 from flsl.runtime.compiler import hindrance
 from flsl.runtime.errors import UserError
+from flsl.runtime.progress import counted
 
 _COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
 _JOB_SECONDS = 180.0
@@ -40,7 +41,7 @@ class Finding:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.level:4}  {self.check}: {self.text}"
+        return f"{self.level:4}  {self.check}: {' '.join(self.text.split())}"
 
 
 def examine(experiment: Experiment, job: bool = True) -> Iterator[Finding]:
@@ -83,7 +84,7 @@ def _torch(experiment: Experiment) -> Iterator[Finding]:
         return
     yield Finding("ok", "torch", f"{facts['torch']}; on this machine {_devices(facts)}")
     if request.resolve_kind(experiment.cluster) != "slurm":
-        yield from _judge_devices(experiment, facts, "torch")
+        yield from judge_devices(experiment, facts, "torch")
 
 
 def torch_facts() -> dict[str, Any]:
@@ -109,7 +110,8 @@ def _devices(facts: dict[str, Any]) -> str:
     return f"no working CUDA{seen}"
 
 
-def _judge_devices(experiment: Experiment, facts: dict[str, Any], check: str) -> Iterator[Finding]:
+def judge_devices(experiment: Experiment, facts: dict[str, Any], check: str) -> Iterator[Finding]:
+    """Yield what :func:`torch_facts` of a machine say against training there as the settings ask."""
     device = "cuda" if facts["gpus"] and experiment.compute.device != "cpu" else "cpu"
     if experiment.compute.compile and (why := facts["compiling"][device]):
         yield Finding("FAIL", check, f"compute.compile: {why}")
@@ -119,7 +121,11 @@ def _judge_devices(experiment: Experiment, facts: dict[str, Any], check: str) ->
     if facts["gpus"] == 0 and (experiment.compute.device == "cuda" or facts["visible"]):
         yield Finding("FAIL", check, f"{_devices(facts)}; check the driver, or set compute.device=cpu")
     elif 0 < facts["gpus"] < asked:
-        yield Finding("FAIL", check, f"{facts['gpus']} GPUs work, where cluster.gpus_per_node asks for {asked}")
+        text = f"{counted(facts['gpus'], 'GPU')} of this machine can be used, where cluster.gpus_per_node is {asked}"
+        if request.resolve_kind(experiment.cluster) == "slurm" or experiment.cluster.kind == "local":
+            yield Finding("FAIL", check, text)
+        else:
+            yield Finding("warn", check, f"{text}; the workflow trains in one process, `flsl submit` in {asked}")
     elif facts["gpus"] and facts["nccl"] is None:
         yield Finding("FAIL", check, "torch has no NCCL, through which GPUs talk")
 
@@ -167,15 +173,19 @@ def checkpoints_bytes(experiment: Experiment) -> int:
     from flsl.config.sweep import PRETRAIN, plan
     from flsl.pretrain.network import FLSLNetwork
 
+    parameters: dict[str, int] = {}  # building a network takes a tenth of a second, and most are equal
     total = 0
     for one in plan(experiment).runs.values():
         if PRETRAIN in one.shares:
             continue
-        with torch.device("meta"):
-            network = FLSLNetwork(one.settings.pretrain, drop_path=0.0)
-        parameters = sum(parameter.numel() for parameter in network.parameters())
+        pretrain = one.settings.pretrain
+        shape = repr((pretrain.encoder, pretrain.head, pretrain.prototypes, pretrain.views.teacher_size))
+        if shape not in parameters:
+            with torch.device("meta"):
+                network = FLSLNetwork(pretrain, drop_path=0.0)
+            parameters[shape] = sum(parameter.numel() for parameter in network.parameters())
         # student, teacher and the optimiser's two moments, in float32; the kept ones, the next one and the final one
-        total += 16 * parameters * (experiment.compute.checkpoints_kept + 2)
+        total += 16 * parameters[shape] * (experiment.compute.checkpoints_kept + 2)
     return total
 
 
@@ -270,7 +280,7 @@ def _node(experiment: Experiment) -> Iterator[Finding]:
             yield Finding("FAIL", "compute node", f"a tiny job failed: {reason[-1] if reason else f'exit code {code}'}")
             return
         yield Finding("ok", "compute node", f"{facts['host']}: torch {facts['torch']}, {_devices(facts)}")
-        yield from _judge_devices(experiment, facts, "compute node")
+        yield from judge_devices(experiment, facts, "compute node")
         yield _judge_folder(folder, token, facts, experiment.cluster.latency_seconds)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -87,7 +87,7 @@ TINY: dict[str, Any] = {
         },
     },
     # the GPUs of the test cluster are none
-    "compute": {"device": "cpu", "workers": 0, "threads": 1, "log_every": 1, "checkpoint_steps": 2},
+    "compute": {"device": "cpu", "workers": 1, "threads": 1, "log_every": 1, "checkpoint_steps": 2},
     "tracking": {"live": False},
     "cluster": {
         "cpus_per_task": 1,
