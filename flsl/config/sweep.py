@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from flsl.config.ablation import AblationSettings
@@ -63,7 +63,7 @@ class Point:
 
     Attributes:
         run: the run that it is.
-        name: what the config calls it, where it does.
+        name: what the config calls it, where it does; of several of its points that are the same, all their names.
         values: of the varied settings, by dotted name.
         seed: the seed.
         base: whether it varies nothing: the experiment's own settings, with what all points share.
@@ -194,7 +194,9 @@ class _Planner:
                         raise UserError(
                             f"{entry.source}: is the same point as {same.source} (run {run.name}); name each once"
                         )
-                    # it says what the experiment's own settings happen to be, for instance by an override
+                    # one of them says what the other leaves as it is, for instance since an override
+                    if entry.name is not None:
+                        points = [_also_named(entry.name, one) if one.run == run.name else one for one in points]
                     continue
                 run.stages.update(stages)
                 own = dict(leaves(run.settings))
@@ -256,6 +258,10 @@ def _entries(settings: AblationSettings, source: str) -> Iterator[_Entry]:
         check_name(name, f"{source}.grid")
     for values in itertools.product(*settings.grid.values()):
         yield _Entry(f"{source}.grid", None, dict(zip(settings.grid, values, strict=True)))
+
+
+def _also_named(name: str, point: Point) -> Point:
+    return replace(point, name=f"{point.name} = {name}")
 
 
 def _concerns(stage: str, name: str) -> bool:

@@ -89,6 +89,22 @@ def test_a_point_that_says_what_the_experiment_says_anyway_is_the_base() -> None
     assert [point.base for point in whole.ablations["a"].points] == [False, True]
 
 
+def test_named_points_of_equal_settings_are_one_by_all_their_names() -> None:
+    points = {
+        "vmr": {},
+        "k16": {"pretrain.prototypes": 16, "pretrain.tau_sa": 0.1},
+        "same": {"pretrain.prototypes": 16},
+        "default": {"pretrain.tau_sa": 0.1},
+    }
+    whole = planned({"a": {"points": points, "seeds": [0, 1]}})
+    assert [(point.name, point.run) for point in whole.ablations["a"].points] == [
+        ("vmr = default", "base"),
+        ("vmr = default", "seed-1"),
+        ("k16 = same", "prototypes-16"),
+        ("k16 = same", "prototypes-16_seed-1"),
+    ]
+
+
 AXES: dict[str, list[Any]] = {
     "pretrain.prototypes": [16, 4096],
     "pretrain.views.local_crops": [0, 2, 4],
