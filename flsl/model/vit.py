@@ -10,7 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import build_sincos2d_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import LayerScale, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
@@ -147,6 +147,13 @@ def round_residuals(encoder: VisionTransformer) -> None:
     """
     encoder.blocks[0].register_forward_pre_hook(partial(_cast, torch.bfloat16))
     encoder.norm.register_forward_pre_hook(partial(_cast, torch.float32))
+    for module in encoder.blocks.modules():
+        if isinstance(module, LayerScale):  # float32 factors would make a branch, and with it the stream, float32
+            module.register_forward_hook(_round)
+
+
+def _round(module: nn.Module, arguments: tuple[Tensor, ...], scaled: Tensor) -> Tensor:
+    return scaled.to(torch.bfloat16) if torch.is_autocast_enabled(scaled.device.type) else scaled
 
 
 def _cast(dtype: torch.dtype, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
