@@ -147,10 +147,16 @@ def _head(data: Mapping[str, Any], settings: Mapping[str, Any], width: int, path
 def _center(data: Mapping[str, Any], settings: Mapping[str, Any], path: Path, device: torch.device) -> Tensor | None:
     if not settings.get("centering"):
         return None
-    center = data.get("objective", {}).get("center")
+    objective = data.get("objective")
+    center = objective.get("center") if isinstance(objective, Mapping) else None
     if not isinstance(center, Tensor):
         warn(f"{path}: was written without the centre of its assignments; they are shown without it")
         return None
+    count = int(settings["prototypes"])
+    if center.shape != (count,):
+        raise UserError(
+            f"{path}: its centre has the shape {tuple(center.shape)}; one value per prototype ({count}) is due"
+        )
     return center.to(device)
 
 

@@ -116,6 +116,7 @@ def test_chosen_images_of_odd_shapes(place: Path, tmp_path: Path) -> None:
         (["--encoder", "torn.pth"], "torn.pth: cannot be read as a checkpoint"),
         (["--encoder", "no-recipe.pth"], "no-recipe.pth: its recipe is not one of a pretraining"),
         (["--encoder", "no-head.pth"], "no-head.pth: its projection head does not fit its own settings"),
+        (["--encoder", "other-centre.pth"], "other-centre.pth: its centre has the shape (3,); one value per prototype"),
         (["--encoder", "run/pretrain/checkpoint.pth", "visualize.size=36"], "visualize.size: 36 is not a multiple of"),
         (["--encoder", "run/pretrain/checkpoint.pth", "--show", "x.png"], "x.png: no such file"),
         (["--encoder", "run/pretrain/checkpoint.pth", "--show", "config.yaml"], "config.yaml: not a readable image"),
@@ -130,6 +131,8 @@ def test_bad_input_is_one_line_and_writes_nothing(place: Path, arguments: list[s
     torch.save({**state, "recipe": {"pretrain": {}}}, place / "no-recipe.pth")
     bare = {name: value for name, value in state["teacher"].items() if name != "head.prototypes"}
     torch.save({**state, "teacher": bare}, place / "no-head.pth")
+    centred = {"pretrain": {**state["recipe"]["pretrain"], "centering": True}}
+    torch.save({**state, "recipe": centred, "objective": {"center": torch.zeros(3)}}, place / "other-centre.pth")
     result = draw(place, "refused", *arguments, check=False)
     assert result.returncode == 2
     assert words in result.stderr
