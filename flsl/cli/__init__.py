@@ -46,22 +46,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A traceback is for a fault of ours.
     """
-    from flsl.runtime.errors import Stopped, UserError
+    from flsl.runtime.signals import terminable
 
     # before torch is imported: threads that spin for long slow down whatever else shares the cores several times over,
     # and threads that never spin are late for the next small operation; a short spin costs neither
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     args = build_parser().parse_args(argv)
+    with terminable():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from flsl.runtime.errors import Stopped, UserError
+    from flsl.runtime.signals import Terminated
+
     try:
         args.run(args)
     except UserError as error:
-        print(f"flsl: error: {error}", file=sys.stderr)
-        return 2
+        return _tell(f"error: {error}", 2)
     except Stopped as stop:
-        print(f"flsl: {stop}", file=sys.stderr)
-        return 128 + stop.signum
+        return _tell(f"{stop}", 128 + stop.signum)
+    except Terminated:
+        return _tell("stopped by signal 15", 128 + 15)
     except KeyboardInterrupt:
-        print("flsl: interrupted", file=sys.stderr)
-        return 130
+        return _tell("interrupted", 130)
+    except RuntimeError as error:
+        # torch raises it wherever the main process happens to be
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        why = "a loading process was killed (out of memory?); try a smaller compute.workers"
+        return _tell(f"error: {why}; the same command goes on from what was saved", 2)
     return 0
+
+
+def _tell(line: str, code: int) -> int:
+    print(f"flsl: {line}", file=sys.stderr)
+    return code

@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import signal
 import socket
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ from flsl.data.integrity import Inspection, inspect
 from flsl.data.listing import Entry, Holds, no_collector
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import atomic
+from flsl.runtime.signals import obey_parent
 
 FILES = "files.csv"
 _PART = "files.part.*.csv"
@@ -225,17 +224,8 @@ def _run(tasks: Sequence[_Task], jobs: int, processes: bool) -> Iterator[list[In
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C
+    obey_parent()
     warnings.simplefilter("ignore")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the main one is killed; it would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _inspect_chunk(task: _Task) -> list[Inspection]:

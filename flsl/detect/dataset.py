@@ -27,8 +27,8 @@ from flsl.data.strings import Strings
 from flsl.detect.augment import Geometry, Target, apply_image, apply_target, draw, fitted
 from flsl.detect.coco_files import Annotations, Record
 from flsl.runtime.errors import UserError, inside, require_folder
-from flsl.runtime.interrupt import outlive_signals
 from flsl.runtime.outputs import sha256_file
+from flsl.runtime.signals import obey_parent
 
 
 class Sample(NamedTuple):
@@ -220,7 +220,7 @@ def loader(data: Dataset[Sample], workers: int, device: torch.device, **order: A
     batches: DataLoader[Any] = DataLoader(
         data,
         num_workers=workers,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=obey_parent,
         collate_fn=_as_it_is,
         pin_memory=pinned,
         **order,

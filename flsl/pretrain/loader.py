@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flsl.data.order import Key, Order
 from flsl.data.views import FLSLViews
-from flsl.runtime.interrupt import outlive_signals
+from flsl.runtime.signals import obey_parent
 
 Loaded = tuple[Tensor, NDArray[np.float64]]
 
@@ -50,7 +50,7 @@ def build_loader(
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=obey_parent,
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
     )

@@ -17,8 +17,8 @@ from flsl.data.images import ImageSet
 from flsl.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from flsl.model.neighbours import knn_accuracy
 from flsl.runtime.errors import UserError
-from flsl.runtime.interrupt import outlive_signals
 from flsl.runtime.progress import say, warn
+from flsl.runtime.signals import obey_parent
 
 _K = 20
 _TEMPERATURE = 0.07
@@ -73,7 +73,7 @@ class OnlineKnn:
     def _batches(self, small: _Small) -> Iterator[tuple[Tensor, Tensor]]:
         # a small set is decoded faster than worker processes start
         workers = self._workers if len(small) > 500 else 0
-        yield from DataLoader(small, batch_size=250, num_workers=workers, worker_init_fn=outlive_signals)
+        yield from DataLoader(small, batch_size=250, num_workers=workers, worker_init_fn=obey_parent)
 
 
 def build_online_knn(images: Path, settings: PretrainSettings, workers: int) -> OnlineKnn | None:

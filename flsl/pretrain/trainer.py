@@ -186,7 +186,8 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
             shown.advance(1, note)
             if signum and done < steps:
                 distributed.finish()
-                raise Stopped(f"stopped by signal {signum} after step {done} of {steps}; saved: {last_saved}", signum)
+                where = f"saved: {last_saved}" if process.is_main else "the first rank saves"
+                raise Stopped(f"stopped by signal {signum} after step {done} of {steps}; {where}", signum)
 
     metrics: dict[str, float] = {}
     if process.is_main:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flsl.data.crops import CROP_DRAWS, random_resized_crop
 from flsl.data.order import Key
+from flsl.runtime.signals import obey_parent
 
 Picture = TypeVar("Picture")
 Boxes: TypeAlias = NDArray[np.float64]
@@ -135,6 +136,7 @@ def batches(
         _Images(read, make),
         batch_sampler=keys,
         num_workers=workers,
+        worker_init_fn=obey_parent,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
     )

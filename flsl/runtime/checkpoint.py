@@ -30,6 +30,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         except RuntimeError as error:
             # torch's writer reports a full disk as a failed check of its own
             _raise_if_disk_full(temporary, path)
+            if "DataLoader worker" in str(error):  # which was killed meanwhile
+                raise
             raise OSError(str(error)) from error
 
 

@@ -7,20 +7,9 @@ from types import FrameType, TracebackType
 
 from flsl.runtime.distributed import Agreement
 from flsl.runtime.errors import Stopped
+from flsl.runtime.signals import STOPPING
 
-__all__ = ["StopRequest", "Stopped", "outlive_signals"]
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-
-
-def outlive_signals(worker: int) -> None:
-    """Let a loading process leave the signals that ask its stage to stop to the stage; a ``worker_init_fn``.
-
-    Ctrl-C, torchrun and some clusters signal all processes of a stage, which would lose its data before it can save.
-    It ends its loading processes itself when it has saved, and they end by themselves when it is gone.
-    """
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+__all__ = ["StopRequest", "Stopped"]
 
 
 class StopRequest:
@@ -36,7 +25,7 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in _SIGNALS:
+        for number in STOPPING:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -46,7 +35,9 @@ class StopRequest:
         if kind is None:
             self._agreement.settle()
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # what was asked for is being done; further signals must not end it in the middle
+            ignored = kind is not None and issubclass(kind, Stopped) and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if ignored else handler)  # type: ignore[arg-type]
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum == signum == signal.SIGINT:

@@ -6,14 +6,12 @@ import contextlib
 import fcntl
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from flsl.data.scenes.files import Task
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json, write_json, writing
 from flsl.runtime.progress import Bar, bar, say
+from flsl.runtime.signals import obey_parent
 
 RECORD = "scenes.json"
 """What was made and from which settings; in each data set's folder, and for all of them beside those folders."""
@@ -122,7 +121,7 @@ def _run(
             shown.advance(task[-1] - task[-2])
         return results
     # not forked: the bar's thread may hold a lock at that moment
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_obey_parent) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=obey_parent) as pool:
         # data sets evenly mixed, so that the time left is guessed well: a frame of a video takes longer than an image
         mates = [[i for i, (owner, _) in enumerate(work) if owner == name] for name in folders]
         order = [i for _, i in sorted((k / len(group), i) for group in mates for k, i in enumerate(group))]
@@ -140,19 +139,6 @@ def _run(
             pool.shutdown(cancel_futures=True)
             raise
     return results
-
-
-def _obey_parent() -> None:
-    """Leave Ctrl-C to the main process, and end at once when that is gone, even if it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _make(name: str, settings: ScenesSettings, folder: Path, task: Task) -> Any:

@@ -1,0 +1,56 @@
+"""Who heeds the signals that ask a stage to stop: its main process alone, which ends the others."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+"""Ctrl-C, and what clusters send before a time limit or a preemption."""
+_SECONDS = 1.0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where a stage has nothing of its own to do about it: files half-written are removed on the way out."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise :class:`Terminated` in the body, and leave the handlers afterwards as they were."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the tidying up
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def obey_parent(worker: int = 0) -> None:
+    """Let this process end when its parent says so or is gone, and at no other's signal; for a process's start.
+
+    Ctrl-C, torchrun and some clusters signal all processes of a stage: one that loads data would be gone before the
+    main one can save. It would also outlive a main process that is killed, waiting for somebody to take its data.
+    """
+    process = multiprocessing.parent_process()
+    parent = os.getppid() if process is None else process.pid  # it may be gone already
+    # all later threads inherit it, so that the one below receives them
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+
+    def watch() -> None:
+        while True:
+            told = signal.sigtimedwait(STOPPING, _SECONDS)
+            if os.getppid() != parent or (told is not None and told.si_pid == parent):
+                os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
