@@ -1,18 +1,15 @@
 """``python -m flsl``."""
 
-import signal
 import sys
 
 from flsl.cli import main
+from flsl.runtime.signals import tidy_up_on_sigterm
 
 
 def run() -> None:
     """Run the command line and end the process."""
-    code = main()
-    # what a signal asked for is done: further ones must not change the exit code
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    sys.exit(code)
+    tidy_up_on_sigterm()
+    sys.exit(main())
 
 
 if __name__ == "__main__":

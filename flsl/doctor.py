@@ -121,7 +121,7 @@ def judge_devices(experiment: Experiment, facts: dict[str, Any], check: str) -> 
     if facts["gpus"] == 0 and (experiment.compute.device == "cuda" or facts["visible"]):
         yield Finding("FAIL", check, f"{_devices(facts)}; check the driver, or set compute.device=cpu")
     elif 0 < facts["gpus"] < asked:
-        text = f"{counted(facts['gpus'], 'GPU')} of this machine can be used, where cluster.gpus_per_node is {asked}"
+        text = f"{counted(facts['gpus'], 'GPU')} can be used, where cluster.gpus_per_node is {asked}"
         if request.resolve_kind(experiment.cluster) == "slurm" or experiment.cluster.kind == "local":
             yield Finding("FAIL", check, text)
         else:

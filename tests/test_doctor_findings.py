@@ -29,13 +29,8 @@ def test_checkpoints_of_ablations_count_once_for_each_pretraining() -> None:
 @pytest.mark.parametrize(
     ("kind", "gpus", "level", "says"),
     [
-        (
-            "auto",
-            1,
-            "warn",
-            "1 GPU of this machine can be used, where cluster.gpus_per_node is 8; the workflow",
-        ),
-        ("local", 2, "FAIL", "2 GPUs of this machine can be used, where cluster.gpus_per_node is 8"),
+        ("auto", 1, "warn", "1 GPU can be used, where cluster.gpus_per_node is 8; the workflow trains in one process"),
+        ("local", 2, "FAIL", "2 GPUs can be used, where cluster.gpus_per_node is 8"),
         ("auto", 8, None, ""),
         ("auto", 0, None, ""),
     ],

@@ -46,21 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A traceback is for a fault of ours.
     """
-    from flsl.runtime.signals import terminable
+    from flsl.runtime.errors import Stopped, UserError
+    from flsl.runtime.signals import Terminated, loader_died
 
     # before torch is imported: threads that spin for long slow down whatever else shares the cores several times over,
     # and threads that never spin are late for the next small operation; a short spin costs neither
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     args = build_parser().parse_args(argv)
-    with terminable():
-        return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from flsl.runtime.errors import Stopped, UserError
-    from flsl.runtime.signals import Terminated
-
     try:
         args.run(args)
     except UserError as error:
@@ -72,8 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return _tell("interrupted", 130)
     except RuntimeError as error:
-        # torch raises it wherever the main process happens to be
-        if not str(error).startswith("DataLoader worker (pid"):
+        if not loader_died(error):
             raise
         why = "a loading process was killed (out of memory?); try a smaller compute.workers"
         return _tell(f"error: {why}; the same command goes on from what was saved", 2)

@@ -115,8 +115,6 @@ class Task:
 
     def _end_stopped(self, job: Any, stop: Stopped, requeue: Any) -> None:
         """End this process, after the first rank had the job requeued; raises when the job is to end for good."""
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)  # the reminders of what is already being done
         say(f"{stop}")
         if job.global_rank != 0:
             sys.exit(0)

@@ -152,14 +152,18 @@ def round_residuals(encoder: VisionTransformer) -> None:
             module.register_forward_hook(_round)
 
 
-def _round(module: nn.Module, arguments: tuple[Tensor, ...], scaled: Tensor) -> Tensor:
-    return scaled.to(torch.bfloat16) if torch.is_autocast_enabled(scaled.device.type) else scaled
-
-
-def _cast(dtype: torch.dtype, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def _cast(dtype: torch.dtype, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     tokens, *rest = arguments
+    return (_as(dtype, tokens), *rest)
+
+
+def _round(module: nn.Module, arguments: tuple[Tensor, ...], scaled: Tensor) -> Tensor:
+    return _as(torch.bfloat16, scaled)
+
+
+def _as(dtype: torch.dtype, tokens: Tensor) -> Tensor:
     # without autocast the blocks' weights would be of another type
-    return (tokens.to(dtype), *rest) if torch.is_autocast_enabled(tokens.device.type) else None
+    return tokens.to(dtype) if torch.is_autocast_enabled(tokens.device.type) else tokens
 
 
 def compile_blocks(encoder: VisionTransformer) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from flsl.config.experiment import Experiment
-from flsl.data.boxes import CsvBoxes, XmlBoxes, find_boxes
+from flsl.data.boxes import Boxes, CsvBoxes, XmlBoxes, find_boxes
 from flsl.data.images import ImageSet
 from flsl.data.order import Key
 from flsl.model.backbone import Backbone
@@ -23,7 +23,7 @@ from flsl.model.neighbours import top_neighbours, vote
 from flsl.probe.encoder import feature_function, load_frozen
 from flsl.probe.features import names
 from flsl.probe.images import ImageSource, check_labels
-from flsl.probe.loading import Boxes, CentreCrop, batches, in_order
+from flsl.probe.loading import CentreCrop, batches, in_order
 from flsl.probe.store import check_finite
 from flsl.runtime.distributed import choose_device, describe
 from flsl.runtime.errors import UserError

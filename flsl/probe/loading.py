@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from flsl.data.boxes import Boxes
 from flsl.data.crops import CROP_DRAWS, random_resized_crop
 from flsl.data.order import Key
 from flsl.runtime.signals import obey_parent
 
 Picture = TypeVar("Picture")
-Boxes: TypeAlias = NDArray[np.float64]
 
 # set the probes' random numbers apart from each other and from pretraining's of the same seed
 _CROPS, _ORDER = 1, 2

@@ -14,6 +14,7 @@ import torch
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import atomic, writing
 from flsl.runtime.progress import warn
+from flsl.runtime.signals import loader_died
 
 _NAME = re.compile(r"step-(\d{9})\.pth")
 
@@ -30,7 +31,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         except RuntimeError as error:
             # torch's writer reports a full disk as a failed check of its own
             _raise_if_disk_full(temporary, path)
-            if "DataLoader worker" in str(error):  # which was killed meanwhile
+            if loader_died(error):
                 raise
             raise OSError(str(error)) from error
 

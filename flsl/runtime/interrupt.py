@@ -34,10 +34,11 @@ class StopRequest:
     ) -> None:
         if kind is None:
             self._agreement.settle()
+        stopped = kind is not None and issubclass(kind, Stopped)
         for number, handler in self._previous.items():
-            # what was asked for is being done; further signals must not end it in the middle
-            ignored = kind is not None and issubclass(kind, Stopped) and number != signal.SIGINT
-            signal.signal(number, signal.SIG_IGN if ignored else handler)  # type: ignore[arg-type]
+            # after a stop the process ends: clusters' reminders go on being noted, and must not end it before
+            if not stopped or number == signal.SIGINT:
+                signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum == signum == signal.SIGINT:

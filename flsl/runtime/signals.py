@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from types import FrameType
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -19,21 +17,19 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, where a stage has nothing of its own to do about it: files half-written are removed on the way out."""
 
 
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM raise :class:`Terminated` in the body, and leave the handlers afterwards as they were."""
-    before = {number: signal.getsignal(number) for number in STOPPING}
+def tidy_up_on_sigterm() -> None:
+    """Let SIGTERM raise :class:`Terminated` from now on, once; for a main process's start."""
 
     def terminate(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the tidying up
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def loader_died(error: RuntimeError) -> bool:
+    """Tell whether torch raised this, wherever the process happened to be, as a loading process was killed."""
+    return str(error).startswith("DataLoader worker (pid")
 
 
 def obey_parent(worker: int = 0) -> None:
