@@ -36,9 +36,10 @@ class StopRequest:
             self._agreement.settle()
         stopped = kind is not None and issubclass(kind, Stopped)
         for number, handler in self._previous.items():
-            # after a stop the process ends: clusters' reminders go on being noted, and must not end it before
-            if not stopped or number == signal.SIGINT:
-                signal.signal(number, handler)  # type: ignore[arg-type]
+            # after a stop the process ends, and clusters' reminders must not end it before; Python puts handlers of
+            # its own back to the default on its way out, but not those that ignore
+            ignored = stopped and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if ignored else handler)  # type: ignore[arg-type]
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum == signum == signal.SIGINT:

@@ -1,5 +1,6 @@
 """Pretraining as people run it: interrupted, resumed, on several ranks, on bad data; all through the command line."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -119,8 +120,13 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert histories[0] == histories[1]
 
 
-def kill_at(arguments: Sequence[str], out: Path, step: int, signum: int) -> subprocess.Popen[str]:
-    """Start a run and signal all of its processes as soon as the checkpoint of ``step`` is there."""
+def kill_at(
+    arguments: Sequence[str], out: Path, step: int, signum: int, reminders: bool = False
+) -> subprocess.Popen[str]:
+    """Start a run and signal all of its processes as soon as the checkpoint of ``step`` is there.
+
+    Reminders are SIGUSR2, again and again until it has ended.
+    """
     process = subprocess.Popen(
         arguments, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -129,6 +135,10 @@ def kill_at(arguments: Sequence[str], out: Path, step: int, signum: int) -> subp
         found = checkpoints(out / "checkpoints")
         if found and found[-1].name >= f"step-{step:09d}.pth":
             os.killpg(process.pid, signum)
+            while reminders and process.poll() is None:
+                time.sleep(0.1)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGUSR2)
             break
         time.sleep(0.002)
     process.wait(timeout=300)
@@ -167,7 +177,7 @@ def test_killed_twice_and_resumed_ends_bit_for_bit_as_if_never_interrupted(place
 def test_signal_saves_at_once_and_tells(place: Path, uninterrupted: Path, signum: signal.Signals) -> None:
     out = place / f"stopped-{signum.name}"
     # the loading process, too, gets the signal, as from Ctrl-C
-    stopped = kill_at(command(*pretrain(place, out, "compute.workers=1")), out, 3, signum)
+    stopped = kill_at(command(*pretrain(place, out, "compute.workers=1")), out, 3, signum, reminders=True)
     assert stopped.returncode == 128 + signum
     assert stopped.stderr is not None
     last = stopped.stderr.read().splitlines()[-1]
