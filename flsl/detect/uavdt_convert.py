@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
+from flsl.data.decode import open_image, reason
 from flsl.data.uavdt import TEST_SEQUENCES, TRAIN_SEQUENCES
 from flsl.detect.uavdt_files import Sequence, image_id, read_sequences
 from flsl.runtime.errors import UserError, require_folder
@@ -121,10 +121,10 @@ def _frames(root: Path, sequence: Sequence) -> tuple[dict[int, str], tuple[int, 
         warn(f"{folder}: {len(files)} frames are there; the official list has {sequence.frames}")
     path = folder / next(iter(files.values()))
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, open_image(stream) as image:
             return files, image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from None
+    except Exception as error:  # whatever a parser of damaged bytes may raise
+        raise UserError(f"{path}: not a readable image: {reason(error)}") from None
 
 
 def _boxes(

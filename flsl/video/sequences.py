@@ -14,10 +14,8 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-
 from flsl.config.video import DavisSettings
-from flsl.data.decode import reason
+from flsl.data.decode import open_image, reason
 from flsl.runtime.errors import UserError, nearest, require_folder, right_in
 from flsl.runtime.progress import counted
 
@@ -144,7 +142,7 @@ def read_mask(path: Path) -> LabelMap:
         UserError: when it is no image of one channel of ids.
     """
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as stream, open_image(stream) as image:
             mode = image.mode
             labels = np.asarray(image) if mode in ("P", "L", "1") else None
     except Exception as error:  # whatever a parser of damaged bytes may raise

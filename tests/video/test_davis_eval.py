@@ -171,6 +171,10 @@ def keep_two_frames(root, masks):
             path.unlink()
 
 
+def make_postscript(root, masks):
+    Image.new("L", (70, 48), 1).save(masks / "a" / "00001.png", format="EPS")
+
+
 BAD = {
     "missing prediction": (lambda root, masks: (masks / "a" / "00002.png").unlink(), "a: the predicted mask 00002.png"),
     "no predictions": (lambda root, masks: shutil.rmtree(masks / "a"), "predicted masks of a"),
@@ -193,6 +197,7 @@ BAD = {
         ),
         "cannot be read as an image",
     ),
+    "PostScript, which Pillow hands to Ghostscript": (make_postscript, "(not an image of a known kind)"),
     "unknown split": (lambda root, _: (root / "ImageSets/2017/val.txt").rename(root / "ImageSets/2017/dev.txt"), "dev"),
     "empty split": (lambda root, _: (root / "ImageSets/2017/val.txt").write_text("\n"), "lists no sequence"),
     "listed but absent": (lambda root, _: (root / "ImageSets/2017/val.txt").write_text("b\n"), "masks of b"),
