@@ -38,3 +38,9 @@ def test_training_works_where_orchestration_is_not_installed() -> None:
 )
 def test_help_settings_and_manifests_need_no_torch(statement: str) -> None:
     assert not loaded(statement) & {"torch", "pandas", "mlflow", "snakemake"}
+
+
+def test_what_computes_does_not_hang_on_the_made_data() -> None:
+    stages = ("pretrain.stage", "probe.linear", "probe.aligned", "video.stage", "video.figures", "detect.stage")
+    found = loaded("import " + ", ".join(f"flsl.{stage}" for stage in (*stages, "visualize.stage")))
+    assert not [name for name in found if name.startswith("flsl.data.scenes")]

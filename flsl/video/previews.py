@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flsl.data.scenes.davis import palette
+from flsl.data.palette import palette
 from flsl.runtime.outputs import atomic
 from flsl.video.sequences import LabelMap
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from flsl.config.video import DavisSettings
-from flsl.data.scenes.davis import palette
+from flsl.data.palette import palette
 from flsl.model.backbone import Backbone
 from flsl.runtime.distributed import describe
 from flsl.runtime.errors import UserError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flsl.config.data import ScenesSettings
+from flsl.data.palette import palette
 from flsl.data.scenes.backdrop import Backdrop, Light, draw_backdrop, draw_light
 from flsl.data.scenes.files import Task, cut, rng_of, save_jpeg
 from flsl.data.scenes.noise import halve, pixel_centres
@@ -152,14 +152,3 @@ def draw_frame(
         alpha[made.rows, made.columns] = made.alpha
         mask[halve(alpha) > 0.5] = identity
     return video.light.develop(halve(canvas), rng), mask
-
-
-@cache
-def palette() -> bytes:
-    """Return PASCAL VOC's 256 colours, the first of which are DAVIS', too: id's bits spread over red, green, blue."""
-    colours = bytearray()
-    for identity in range(256):
-        for channel in range(3):
-            bits = [(identity >> (3 * k + channel)) & 1 for k in range(8)]
-            colours.append(sum(bit << (7 - k) for k, bit in enumerate(bits)))
-    return bytes(colours)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flsl.data.scenes import davis, uavdt
+from flsl.data.palette import palette
+from flsl.data.scenes import uavdt
 from flsl.runtime.outputs import atomic
 
 _COLUMNS = 12
@@ -100,7 +101,7 @@ def _uavdt(folder: Path) -> list[Image.Image]:
 
 def _davis(folder: Path) -> list[Image.Image]:
     strips = []
-    colours = np.frombuffer(davis.palette(), np.uint8).reshape(256, 3)
+    colours = np.frombuffer(palette(), np.uint8).reshape(256, 3)
     for sequence in sorted((folder / "JPEGImages/480p").iterdir())[:4]:
         frames = sorted(sequence.iterdir())
         chosen = [frames[k] for k in np.linspace(0, len(frames) - 1, 8).round().astype(int)]
