@@ -99,8 +99,8 @@ def convert_files(
     """Write the official ``split`` (or the sequences ``names``) as a COCO annotation file and return its content."""
     chosen = names if names is not None else split_names(ground_truth, split)
     data, skipped = convert(frames, ground_truth, chosen, stride, classes)
-    for reason, count in skipped.items():
-        warn(f"{count} {reason} skipped")
+    for what, count in skipped.items():
+        warn(f"{count} {what} skipped")
     write_json(out, data)
     return data
 

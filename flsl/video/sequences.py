@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from flsl.config.video import DavisSettings
 from flsl.data.decode import open_image, reason
 from flsl.runtime.errors import UserError, nearest, require_folder, right_in
