@@ -26,7 +26,10 @@ def command(
 
 
 def sampled(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
-    """Return ``run`` with the machine's load recorded in its ``--out`` meanwhile."""
+    """Return ``run`` with the machine's load recorded in its ``--out`` meanwhile.
+
+    Stages that are submitted as jobs of their own record it themselves.
+    """
 
     def run_sampled(args: argparse.Namespace) -> None:
         from flsl.runtime.machine import sampling

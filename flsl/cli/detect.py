@@ -12,7 +12,6 @@ from flsl.cli.common import (
     encoder,
     encoder_arguments,
     experiment,
-    sampled,
 )
 
 
@@ -35,7 +34,7 @@ def _add_train(sub: Commands) -> None:
     parser = command(
         sub,
         "train",
-        sampled(_train),
+        _train,
         "Fine-tune Mask R-CNN on COCO, or Faster R-CNN on UAVDT, from an encoder; then predict and evaluate.",
         "A training that was killed goes on from its last checkpoint when started again.",
     )

@@ -49,7 +49,7 @@ timm_model and timm_arguments: timm.create_model(timm_model, checkpoint_path=FIL
 
 def _pretrain(args: argparse.Namespace) -> None:
     from flsl.pretrain.stage import pretrain_folder
-    from flsl.runtime.distributed import is_main_process
+    from flsl.runtime.place import is_main_process
     from flsl.track.start import start_following
 
     settings = experiment(args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flsl.cli.common import Commands, command, config_arguments, experiment
+from flsl.cli.common import Commands, command, config_arguments, experiment, sampled
 
 _DETAILS = """
 
@@ -16,7 +16,7 @@ and metrics.json. Several encoders, or one at several epochs (compute.keep_epoch
 
 def add(commands: Commands) -> None:
     """Add the commands of this group."""
-    parser = command(commands, "visualize", _visualize, "Draw what encoders have learnt.", _DETAILS)
+    parser = command(commands, "visualize", sampled(_visualize), "Draw what encoders have learnt.", _DETAILS)
     parser.add_argument(
         "--encoder",
         dest="encoders",

@@ -22,7 +22,9 @@ from flsl.detect.uavdt_files import read_detections, read_sequences, truth_files
 from flsl.model.choice import EncoderChoice
 from flsl.runtime import distributed
 from flsl.runtime.errors import UserError
+from flsl.runtime.machine import sampling
 from flsl.runtime.outputs import StageRecord, write_json
+from flsl.runtime.place import is_main_process
 from flsl.runtime.progress import warn
 
 Stage = Literal["coco", "uavdt"]
@@ -48,13 +50,18 @@ def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, 
     Raises:
         UserError: for settings, data or an encoder that cannot be used.
     """
+    with sampling(out):
+        return _run(stage, experiment, choice, out, name)
+
+
+def _run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, name: str) -> Mapping[str, Any] | None:
     settings = experiment.detection
     require_engine(settings.engine)
     recipe: RecipeSettings = settings.coco if stage == "coco" else settings.uavdt
     train, train_images, val, val_images, inputs = _coco(experiment) if stage == "coco" else _uavdt(experiment)
     masks = stage == "coco"
     data = training_set(train, train_images, masks)
-    if distributed.is_main_process():
+    if is_main_process():
         for reason, count in data.skipped.items():
             warn(f"{train.path}: {count} {reason} are not trained on")
     # gigabytes of polygons, which each rank would keep to the end
@@ -109,7 +116,7 @@ def _uavdt(experiment: Experiment) -> tuple[Annotations, Path, Annotations, Path
     train_names, test_names = split_names(truth, "train"), split_names(truth, "test")
     train, skipped = convert(frames, truth, train_names, recipe.stride, recipe.classes)
     test, _ = convert(frames, truth, test_names, 1, recipe.classes)
-    if distributed.is_main_process():
+    if is_main_process():
         for reason, count in skipped.items():
             warn(f"{truth}: {count} {reason} skipped")
     inputs = truth_files(truth, [*train_names, *test_names])

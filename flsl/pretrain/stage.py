@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from flsl.data.manifest import MANIFEST, load_manifest, trained_on
 from flsl.pretrain.online_knn import build_online_knn
 from flsl.pretrain.recipe import check_previous
 from flsl.pretrain.trainer import Job, pretrain
-from flsl.runtime.distributed import is_main_process
 from flsl.runtime.machine import sampling
+from flsl.runtime.place import is_main_process
 
 
 def pretrain_folder(
@@ -50,5 +49,5 @@ def pretrain_folder(
         online_knn=check,
         previous=previous,
     )
-    with sampling(out) if is_main_process() else contextlib.nullcontext():
+    with sampling(out):
         return pretrain(job, ImageSet.from_manifest(images, "train"))

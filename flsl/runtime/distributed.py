@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,24 +13,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from flsl.runtime.errors import UserError
+from flsl.runtime.place import Place, meeting_point, place
 
 _SETTLE_SECONDS = 0.05
+_PATIENCE = datetime.timedelta(minutes=30)
+"""How long a rank waits for the others."""
 
 
 @dataclass(frozen=True)
-class Process:
+class Process(Place):
     """This process's place among those that train together.
 
     Attributes:
-        rank: 0 … world_size - 1 over all nodes.
-        local_rank: 0 … on this node.
-        world_size: number of processes.
         device: where this process computes.
     """
 
-    rank: int
-    local_rank: int
-    world_size: int
     device: torch.device
 
     @property
@@ -45,33 +41,29 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def is_main_process() -> bool:
-    """Return whether this process will have rank 0, before the others are joined."""
-    return _place()[0] == 0
-
-
-def start(device: str = "auto", timeout_minutes: float = 30.0) -> Process:
+def start(device: str = "auto") -> Process:
     """Join the processes that torchrun's or SLURM's environment describes; without either, be the only one.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``. CUDA ranks talk through NCCL, CPU ranks through gloo.
-        timeout_minutes: how long a rank waits for the others.
 
     Raises:
         UserError: when CUDA is asked for but does not work, or the environment is incomplete.
     """
-    rank, local_rank, size = _place()
-    chosen = choose_device(device, local_rank)
-    if size > 1:
+    where = place()
+    chosen = choose_device(device, where.local_rank)
+    if where.world_size > 1:
+        for name, value in meeting_point().items():
+            os.environ.setdefault(name, value)
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if name not in os.environ:
-                raise UserError(f"{name}: this environment variable is needed by {size} processes that train together")
+                raise UserError(
+                    f"{name}: this environment variable is needed by {where.world_size} processes that train together"
+                )
         # gloo beside NCCL: small agreements between the hosts must not wait for the GPUs
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, rank=rank, world_size=size, timeout=datetime.timedelta(minutes=timeout_minutes)
-        )
-    return Process(rank, local_rank, size, chosen)
+        dist.init_process_group(backend, rank=where.rank, world_size=where.world_size, timeout=_PATIENCE)
+    return Process(where.rank, where.local_rank, where.world_size, chosen)
 
 
 def finish() -> None:
@@ -121,31 +113,6 @@ def use_threads(count: int) -> None:
 def describe(device: torch.device) -> str:
     """Return a device's name for the provenance, e.g. ``cuda: NVIDIA H100``."""
     return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
-
-
-def _place() -> tuple[int, int, int]:
-    """Return rank, local rank and world size from torchrun's or SLURM's variables."""
-    environment = os.environ
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        rank = int(environment["RANK"])
-        return rank, int(environment.get("LOCAL_RANK", rank)), int(environment["WORLD_SIZE"])
-    # a step of srun has a task id; an interactive or batch shell inside an allocation has none worth joining
-    if "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        size = int(environment["SLURM_STEP_NUM_TASKS"])
-        if "MASTER_ADDR" not in environment and "SLURM_STEP_NODELIST" in environment:
-            environment["MASTER_ADDR"] = _first_host(environment["SLURM_STEP_NODELIST"])
-        # one port per job, the same on all its ranks
-        environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
-        return int(environment["SLURM_PROCID"]), int(environment.get("SLURM_LOCALID", "0")), size
-    return 0, 0, 1
-
-
-def _first_host(nodes: str) -> str:
-    """Return the first name of a SLURM node list such as ``gpu[03-05,09],login1``."""
-    match = re.match(r"([^\[,]+)(?:\[([^\]]+)\])?([^,\[]*)", nodes)
-    assert match is not None
-    first = re.split(r"[,-]", match[2])[0] if match[2] else ""
-    return match[1] + first + match[3]
 
 
 class Agreement:

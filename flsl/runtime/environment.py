@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from importlib import metadata
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flsl.runtime.outputs import sha256_file, write_text
+from flsl.runtime.place import place
 
 LOCK = "requirements.lock"
 _OURS = "flsl"
@@ -62,7 +62,7 @@ def machine() -> dict[str, Any]:
         "cuda": cuda,
         "cudnn": torch.backends.cudnn.version() if gpu is not None else None,  # type: ignore[no-untyped-call]
         "gpu": gpu,
-        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "world_size": place().world_size,
     }
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flsl.runtime.place import is_main_process
 from flsl.runtime.progress import warn
 
 SYSTEM = "system.jsonl"
@@ -38,7 +39,7 @@ def sampling(out: Path | str) -> Iterator[None]:
     the stage again starts anew. Only the first of several processes writes. Nothing here ever fails the stage, and
     nothing is left of one that fails before it has made its folder.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_main_process():
         yield
         return
     sampler = _start(Path(out) / SYSTEM)

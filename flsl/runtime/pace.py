@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from flsl.config.compute import ComputeSettings
-from flsl.runtime.distributed import Agreement, first_says, is_main_process
+from flsl.runtime.distributed import Agreement, first_says
+from flsl.runtime.place import is_main_process
 
 _SHARE = 0.01
 

@@ -1,6 +1,5 @@
 """Ranks from the environment, and sums over ranks with the right gradients."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ import torch
 
 from flsl.runtime import distributed
 from flsl.runtime.errors import UserError
+from flsl.runtime.place import Place, first_host, meeting_point
+from flsl.runtime.place import place as current
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
 SLURM = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "12345"}
@@ -36,19 +37,18 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_place(environment: pytest.MonkeyPatch, variables: dict[str, str], place: tuple[int, int, int]) -> None:
     for name, value in variables.items():
         environment.setenv(name, value)
-    assert distributed._place() == place
+    assert current() == Place(*place)
 
 
 def test_slurms_first_host_is_the_meeting_point(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("MASTER_PORT", "")
-    environment.delenv("MASTER_PORT")
     for name, value in {**SLURM, "SLURM_STEP_NODELIST": "gpu[03-05,09],login1"}.items():
         environment.setenv(name, value)
-    distributed._place()
-    assert os.environ["MASTER_ADDR"] == "gpu03"
-    assert 20000 <= int(os.environ["MASTER_PORT"]) < 40000
-    environment.delenv("MASTER_ADDR")
-    environment.delenv("MASTER_PORT")
+    assert meeting_point()["MASTER_ADDR"] == "gpu03"
+    assert 20000 <= int(meeting_point()["MASTER_PORT"]) < 40000
+    # torchrun has its own
+    for name, value in TORCHRUN.items():
+        environment.setenv(name, value)
+    assert not meeting_point()
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_slurms_first_host_is_the_meeting_point(environment: pytest.MonkeyPatch)
     [("node1", "node1"), ("node1,node2", "node1"), ("n[1-3]", "n1"), ("a[007,009]-ib", "a007-ib"), ("a-b[2]", "a-b2")],
 )
 def test_first_host(nodes: str, first: str) -> None:
-    assert distributed._first_host(nodes) == first
+    assert first_host(nodes) == first
 
 
 def test_missing_cuda_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

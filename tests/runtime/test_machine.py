@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flsl.runtime import machine
+from flsl.runtime.environment import machine as facts
 from flsl.runtime.machine import SYSTEM, sampling
 from flsl.track.names import curve_name
 
@@ -88,8 +89,13 @@ def test_an_attempt_that_failed_is_gone_on_with_and_one_that_ended_is_not(tmp_pa
     assert len(lines(tmp_path)) < len(second)
 
 
-def test_only_the_first_rank_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+@pytest.mark.parametrize(
+    "variables", [{"RANK": "1", "WORLD_SIZE": "2"}, {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}]
+)
+def test_only_the_first_rank_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert facts()["world_size"] == 2
     with sampling(tmp_path):
         pass
     assert not (tmp_path / SYSTEM).exists()

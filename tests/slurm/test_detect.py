@@ -47,6 +47,7 @@ def test_two_processes_give_the_detector_of_one(stage: Stage, work: Path, engine
     assert f"complete, by job {job} (2 attempts)" in out
     assert "going on after step " in stage.log()
 
+    assert (stage.out / "system.jsonl").is_file()
     assert [step for step, *_ in stage.curve()] == list(range(1, STEPS + 1))
     torch.testing.assert_close(torch.tensor(stage.curve()), torch.tensor(one.curve()), rtol=1e-4, atol=1e-6)
     ours, theirs = weights(stage), weights(one)

@@ -23,7 +23,7 @@ CONFIG = {
     "compute": COMPUTE | {"keep_epochs": 2},
     "tracking": {"live": False},
 }
-ALL = {"attention.png", "pca.png", "segments.png", "usage.png", "prototypes.png", "metrics.json"}
+ALL = {"system.jsonl", "attention.png", "pca.png", "segments.png", "usage.png", "prototypes.png", "metrics.json"}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_epochs_stand_beside_the_run_and_the_pictures_are_the_same_each_time(pla
     assert 1 <= figures["visualize/perplexity"] <= 8 / 100 * figures["visualize/prototypes_used"] <= 8
     assert 0 < figures["visualize/pca_variance"] <= 100
     draw(place, "two", "--encoder", "run/pretrain/checkpoint.pth", "--epochs", "visualize.batch_size=3")
-    for name in ALL - {"metrics.json"}:
+    for name in ALL - {"metrics.json", "system.jsonl"}:
         assert (place / "one" / name).read_bytes() == (place / "two" / name).read_bytes()
 
 
@@ -93,7 +93,12 @@ def test_encoder_without_a_head_has_no_prototypes(place: Path) -> None:
     draw(place, "bare", "--encoder", "run/pretrain/checkpoint.pth")
     draw(place, "bare", "--encoder", "bare=run/pretrain/backbone.safetensors")
     # what an earlier call drew of another encoder is gone
-    assert {path.name for path in (place / "bare").iterdir()} == {"attention.png", "pca.png", "metrics.json"}
+    assert {path.name for path in (place / "bare").iterdir()} == {
+        "attention.png",
+        "pca.png",
+        "metrics.json",
+        "system.jsonl",
+    }
     assert set(record(place, "bare")["metrics"]) == {
         *("visualize/pca_variance", "visualize/self_attention_keys", "visualize/cross_attention_keys")
     }
