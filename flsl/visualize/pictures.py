@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from flsl.model.mean_shift import attention_map
-from flsl.visualize.choose import View, square
+from flsl.visualize.choose import Source, View, square
 from flsl.visualize.colours import Colours, as_rgb, heat, segment_colours
 from flsl.visualize.models import Looked
 from flsl.visualize.prototypes import Usage
@@ -106,7 +105,7 @@ def segments_sheet(
 
 
 def prototypes_sheet(
-    label: str, usage: Usage, paths: Sequence[Path], chosen: Sequence[int], size: int, grid: int
+    label: str, usage: Usage, images: Sequence[Source], chosen: Sequence[int], size: int, grid: int
 ) -> Image.Image:
     """Draw the nearest patches of the chosen prototypes, each with what is around it."""
     patch = size // grid
@@ -118,7 +117,7 @@ def prototypes_sheet(
         for rank in range(len(usage.image)):
             index, place = int(usage.image[rank, prototype]), int(usage.patch[rank, prototype])
             if index not in opened:
-                opened[index] = square(paths[index], size)
+                opened[index] = square(images[index], size)
             pictures.append(_around(opened[index], place // grid * patch, place % grid * patch, patch))
         rows.append((f"{prototype}: {100 * int(usage.counts[prototype]) / total:.1f} % of patches", pictures))
     note = (

@@ -66,9 +66,10 @@ def visualize(
     record = StageRecord("visualize", run, params, inputs, describe(device))
     for path in shown:
         require_file(path, "an image to show")
-    every = choose.images_of(images, settings.split) if images is not None else list(shown)
+    every = choose.images_of(images, settings.split) if images is not None else choose.files(shown)
     counted = choose.evenly(every, settings.counted)
-    views = [choose.view(path, size, experiment.seed) for path in shown or choose.evenly(every, settings.images)]
+    looked_at = choose.files(shown) or choose.evenly(every, settings.images)
+    views = [choose.view(image, size, experiment.seed) for image in looked_at]
     reference = next(index for index, model in enumerate(models) if model.epoch is None)
     made, figures = _draw(models, reference, views, counted, settings, size, device)
     for name, picture in made.items():
@@ -84,7 +85,7 @@ def _draw(
     models: Sequence[Looked],
     reference: int,
     views: Sequence[choose.View],
-    counted: Sequence[Path],
+    counted: Sequence[choose.Source],
     settings: VisualizeSettings,
     size: int,
     device: torch.device,
@@ -146,10 +147,15 @@ def _tokens(model: Looked, images: Sequence[Any], batch_size: int, device: torch
 
 
 def _usage(
-    model: Looked, paths: Sequence[Path], settings: VisualizeSettings, size: int, device: torch.device, advance: Any
+    model: Looked,
+    images: Sequence[choose.Source],
+    settings: VisualizeSettings,
+    size: int,
+    device: torch.device,
+    advance: Any,
 ) -> Usage:
     def counted() -> Any:
-        for batch in choose.batches(paths, size, settings.batch_size, device):
+        for batch in choose.batches(images, size, settings.batch_size, device):
             yield batch
             advance(len(batch))
 

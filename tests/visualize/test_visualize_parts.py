@@ -1,6 +1,7 @@
 """The parts of the pictures: components, colours, usage of prototypes, sheets, choice of images."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from flsl.config.data import ImageFolderSettings
 from flsl.config.pretrain import EncoderSettings
 from flsl.data.check import check_data
+from flsl.data.packing import pack_images
 from flsl.model.backbone import Backbone
 from flsl.model.head import ProjectionHead
 from flsl.model.vit import build_encoder, timm_arguments
@@ -175,17 +177,17 @@ def test_images_of_all_sizes_and_modes_are_seen(tmp_path: Path) -> None:
         ("few.png", Image.new("P", (33, 47))),
     ):
         image.save(tmp_path / name)
-        view = choose.view(tmp_path / name, 32, seed=0)
+        view = choose.view(*choose.files([tmp_path / name]), 32, seed=0)
         assert view.teacher.size == view.student.size == (32, 32)
         assert view.teacher.mode == view.student.mode == "RGB"
         top, left, height, width = view.box
         assert 0 <= top < top + height <= 32
         assert 0 <= left < left + width <= 32
-        assert choose.view(tmp_path / name, 32, seed=0).box == view.box
+        assert choose.view(*choose.files([tmp_path / name]), 32, seed=0).box == view.box
     assert len(choose.images_of(tmp_path, "val")) == 6
     (tmp_path / "torn.png").write_bytes((tmp_path / "few.png").read_bytes()[:40])
     with pytest.raises(UserError, match=r"torn.png: not a readable image"):
-        choose.view(tmp_path / "torn.png", 32, seed=0)
+        choose.view(*choose.files([tmp_path / "torn.png"]), 32, seed=0)
 
 
 def test_a_checked_set_gives_the_usable_images_of_its_split(tmp_path: Path) -> None:
@@ -197,19 +199,25 @@ def test_a_checked_set_gives_the_usable_images_of_its_split(tmp_path: Path) -> N
     check_data(ImageFolderSettings(root=str(root)), tmp_path / "checked")
 
     def found(split: str) -> list[str]:
-        return [path.relative_to(root).as_posix() for path in choose.images_of(tmp_path / "checked", split)]
+        images = choose.images_of(tmp_path / "checked", split)
+        return [image.path.relative_to(root).as_posix() for image in choose.evenly(images, 100)]
 
     assert found("val") == ["val/a/2.png", "val/b/3.png"]
     assert found("train") == ["train/a/0.png", "train/b/1.png"]
     # a set that has no such split gives all of its images
     assert found("test") == found("train") + found("val")
+    # a pack is read instead of the files
+    pack_images(tmp_path / "checked", tmp_path / "pack")
+    shutil.rmtree(root)
+    assert found("val") == ["val/a/2.png", "val/b/3.png"]
+    assert choose.images_of(tmp_path / "checked", "val")[1].load().size == (9, 9)
 
 
 def test_evenly_spaced_choice() -> None:
-    paths = [Path(str(index)) for index in range(10)]
-    assert [path.name for path in choose.evenly(paths, 4)] == ["0", "3", "6", "9"]
-    assert choose.evenly(paths, 50) == paths
-    assert choose.evenly(paths, 1) == paths[:1]
+    images = choose.files(Path(str(index)) for index in range(10))
+    assert [image.path.name for image in choose.evenly(images, 4)] == ["0", "3", "6", "9"]
+    assert choose.evenly(images, 50) == images
+    assert choose.evenly(images, 1) == images[:1]
 
 
 def test_folder_without_images_is_told(tmp_path: Path) -> None:
