@@ -8,10 +8,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +16,7 @@ from flsl.data.integrity import Inspection, inspect
 from flsl.data.listing import Entry, Holds, no_collector
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import atomic
-from flsl.runtime.signals import obey_parent
+from flsl.runtime.processes import cores, parallel_map
 
 FILES = "files.csv"
 _PART = "files.part.*.csv"
@@ -170,12 +167,17 @@ def inspect_all(
     todo = [index for index, row in enumerate(rows) if row is None]
     report = progress or (lambda count: None)
     report(len(entries) - len(todo))
-    processes = not threads and len(todo) >= _WORTH_PROCESSES
+    threads = threads or len(todo) < _WORTH_PROCESSES  # hashing and decoding leave Python's lock
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     tasks = [(root, [(entries[index].path, entries[index].holds) for index in chunk], decode) for chunk in chunks]
-    with _Part(folder if todo else None) as part, warnings.catch_warnings():
+    with (
+        _Part(folder if todo else None) as part,
+        warnings.catch_warnings(),
+        parallel_map(jobs or cores(), f"{root}: a process that read its files", threads) as mapping,
+    ):
         warnings.simplefilter("ignore")  # Pillow's about odd metadata; what matters is in the status
-        for chunk, found in zip(chunks, _run(tasks, jobs or cores(), processes), strict=True):
+        inspections = mapping(_inspect_chunk if threads else _inspect_apart, tasks)
+        for chunk, found in zip(chunks, inspections, strict=True):
             done = []
             for index, inspection in zip(chunk, found, strict=True):
                 rows[index] = row = _joined(entries[index], inspection, known.get(entries[index].path))
@@ -183,11 +185,6 @@ def inspect_all(
             part.add(done)
             report(len(chunk))
     return [row for row in rows if row is not None]
-
-
-def cores() -> int:
-    """Return how many cores this process may use (a SLURM job's, not the node's)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shown(path: str) -> str:
@@ -203,34 +200,14 @@ def some(names: Sequence[str]) -> str:
 _Task = tuple[Path, list[tuple[str, Holds]], bool]
 
 
-def _run(tasks: Sequence[_Task], jobs: int, processes: bool) -> Iterator[list[Inspection]]:
-    """Yield each task's inspections in order; hashing and decoding leave Python's lock, so that threads do too."""
-    if jobs == 1 or not tasks:
-        yield from map(_inspect_chunk, tasks)
-        return
-    pool: Executor = (
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_start_worker)
-        if processes
-        else ThreadPoolExecutor(jobs)
-    )
-    try:
-        yield from pool.map(_inspect_chunk, tasks)
-    except BrokenProcessPool:
-        raise UserError(
-            f"{tasks[0][0]}: a process that read its files was killed (out of memory?); try a smaller --jobs"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    obey_parent()
-    warnings.simplefilter("ignore")
-
-
 def _inspect_chunk(task: _Task) -> list[Inspection]:
     root, files, decode = task
     return [inspect(root / path, holds, decode) for path, holds in files]
+
+
+def _inspect_apart(task: _Task) -> list[Inspection]:
+    warnings.simplefilter("ignore")  # another process has filters of its own
+    return _inspect_chunk(task)
 
 
 def _cached(entry: Entry, row: Row | None) -> Row | None:

@@ -13,12 +13,8 @@ tool stops.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ import numpy as np
 
 from flsl.config.video import DavisSettings
 from flsl.runtime.errors import UserError
+from flsl.runtime.processes import cores, parallel_map
 from flsl.runtime.progress import track, warn
 from flsl.video.davis_measures import Values, region_and_contour, statistics
 from flsl.video.sequences import (
@@ -96,7 +93,7 @@ def evaluate(
     pieces = [piece for name in names for piece in _pieces(root, masks, name, settings)]
     measured: dict[str, list[_Measured]] = {name: [] for name in names}
     worth = 1 + sum(len(piece.truth) for piece in pieces) // _FRAMES_A_PROCESS
-    with _mapping(min(processes or _processors(), worth)) as mapping:
+    with parallel_map(min(processes or cores(), worth), "a measuring process") as mapping:
         results = track(mapping(_measure, pieces), "davis evaluate", len(pieces))
         for piece, result in zip(pieces, results, strict=True):
             measured[piece.sequence].append(result)
@@ -140,25 +137,6 @@ def _measure(piece: _Piece) -> _Measured:
 
 def _size(labels: LabelMap) -> str:
     return f"{labels.shape[1]}×{labels.shape[0]}"
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _mapping(processes: int) -> Iterator[Callable[..., Iterator[_Measured]]]:
-    """Yield an ordered ``map`` over ``processes`` processes, or over this one."""
-    if processes <= 1:
-        yield map
-        return
-    # spawned, not forked: the progress bar runs a thread
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        try:
-            yield pool.map
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _object_rows(name: str, measured: Sequence[_Measured], folder: Path) -> list[dict[str, Any]]:

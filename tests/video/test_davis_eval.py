@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 
 import davis_reference as reference
 import numpy as np
@@ -235,6 +237,19 @@ def test_a_fault_in_another_process_reaches_the_user(tmp_path, monkeypatch):
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
     write_mask(masks / "a" / "00030.png", np.zeros((5, 5)))
     with pytest.raises(UserError, match=r"00030\.png: 5×5"):
+        evaluate(root, masks, DavisSettings(), processes=2)
+
+
+def killed(piece):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(davis_eval, "_FRAMES_A_PROCESS", 10)
+    monkeypatch.setattr(davis_eval, "_measure", killed)
+    truth = {"a": moving_discs(40, 1, (20, 30))}
+    root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
+    with pytest.raises(UserError, match=r"a measuring process was killed .*try a smaller --jobs"):
         evaluate(root, masks, DavisSettings(), processes=2)
 
 

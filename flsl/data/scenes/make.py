@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +17,8 @@ from flsl.data.scenes import coco, davis, images, uavdt
 from flsl.data.scenes.files import Task
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json, write_json, writing
+from flsl.runtime.processes import cores, parallel_map
 from flsl.runtime.progress import Bar, bar, say
-from flsl.runtime.signals import obey_parent
 
 RECORD = "scenes.json"
 """What was made and from which settings; in each data set's folder, and for all of them beside those folders."""
@@ -86,7 +83,7 @@ def make_scenes(settings: ScenesSettings, out: Path, processes: int | None = Non
                     say(f"{out / name}: made already from these settings; nothing to do")
             if missing:
                 (out / RECORD).unlink(missing_ok=True)
-                sets |= _make_all(settings, out, missing, processes or len(os.sched_getaffinity(0)))
+                sets |= _make_all(settings, out, missing, processes or cores())
             record = {"version": _VERSION, "settings": plain, "sets": sets}
             if not (out / RECORD).is_file() or read_json(out / RECORD, "a record of made scenes") != record:
                 write_json(out / RECORD, record)
@@ -114,34 +111,21 @@ def _run(
     settings: ScenesSettings, folders: dict[str, Path], work: list[tuple[str, Task]], processes: int, shown: Bar
 ) -> list[Any]:
     """Return the results of all pieces, in the order of ``work``."""
+    # data sets evenly mixed, so that the time left is guessed well: a frame of a video takes longer than an image
+    mates = [[i for i, (owner, _) in enumerate(work) if owner == name] for name in folders]
+    order = [i for _, i in sorted((k / len(group), i) for group in mates for k, i in enumerate(group))]
+    mixed = [work[i] for i in order]
     results: list[Any] = [None] * len(work)
-    if processes == 1:
-        for index, (name, task) in enumerate(work):
-            results[index] = _make(name, settings, folders[name], task)
+    with parallel_map(processes, "a drawing process") as mapping:
+        made = mapping(_make, repeat(settings), [folders[name] for name, _ in mixed], mixed)
+        for i, (_, task), result in zip(order, mixed, made, strict=True):
+            results[i] = result
             shown.advance(task[-1] - task[-2])
-        return results
-    # not forked: the bar's thread may hold a lock at that moment
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=obey_parent) as pool:
-        # data sets evenly mixed, so that the time left is guessed well: a frame of a video takes longer than an image
-        mates = [[i for i, (owner, _) in enumerate(work) if owner == name] for name in folders]
-        order = [i for _, i in sorted((k / len(group), i) for group in mates for k, i in enumerate(group))]
-        running = {pool.submit(_make, work[i][0], settings, folders[work[i][0]], work[i][1]): i for i in order}
-        try:
-            for future in as_completed(running):
-                results[running[future]] = future.result()
-                task = work[running[future]][1]
-                shown.advance(task[-1] - task[-2])
-        except BrokenProcessPool:
-            raise UserError(
-                "a drawing process was killed, perhaps for want of memory; try again with --jobs 1"
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
     return results
 
 
-def _make(name: str, settings: ScenesSettings, folder: Path, task: Task) -> Any:
+def _make(settings: ScenesSettings, folder: Path, piece: tuple[str, Task]) -> Any:
+    name, task = piece
     return DATA_SETS[name].make(settings, folder, task)
 
 
