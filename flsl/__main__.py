@@ -1,14 +1,15 @@
 """``python -m flsl``."""
 
+import signal
 import sys
 
 from flsl.cli import main
-from flsl.runtime.signals import tidy_up_on_sigterm
+from flsl.runtime.signals import Terminated, raise_at_first
 
 
 def run() -> None:
     """Run the command line and end the process."""
-    tidy_up_on_sigterm()
+    raise_at_first([signal.SIGTERM], lambda _: Terminated())
     sys.exit(main())
 
 

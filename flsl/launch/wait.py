@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 
 from flsl.config.cluster import ClusterSettings
 from flsl.launch.live import Live
@@ -16,6 +15,7 @@ from flsl.launch.outcome import Outcome, judge
 from flsl.launch.queue import JobState, SharedQueue, cancel
 from flsl.launch.record import JobRecord
 from flsl.runtime.errors import Stopped
+from flsl.runtime.signals import raising_at_first
 
 _TICK = 0.5
 _UNKNOWN_FOR = 60.0
@@ -141,16 +141,7 @@ def _watching(record: JobRecord, settings: ClusterSettings) -> Iterator[Callable
         queue.forget(job_id)
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise :class:`Interrupted` on Ctrl-C, SIGTERM and SIGHUP."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("interrupted", number)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def interruptible() -> contextlib.AbstractContextManager[None]:
+    """Raise :class:`Interrupted` at the first Ctrl-C, SIGTERM or SIGHUP; those that follow are not heeded."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return raising_at_first(signals, lambda number: Interrupted("interrupted", number))

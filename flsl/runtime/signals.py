@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -17,14 +19,31 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, where a stage has nothing of its own to do about it: files half-written are removed on the way out."""
 
 
-def tidy_up_on_sigterm() -> None:
-    """Let SIGTERM raise :class:`Terminated` from now on, once; for a main process's start."""
+def raise_at_first(signals: Sequence[int], error: Callable[[int], BaseException]) -> None:
+    """Let the first of ``signals`` raise ``error(signal)`` from now on, and let nobody heed those that follow.
 
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the tidying up
-        raise Terminated
+    A second one must not end the tidying up, nor the commands that are run for it.
+    """
 
-    signal.signal(signal.SIGTERM, terminate)
+    def raise_it(signum: int, frame: FrameType | None) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        raise error(signum)
+
+    for number in signals:
+        signal.signal(number, raise_it)
+
+
+@contextlib.contextmanager
+def raising_at_first(signals: Sequence[int], error: Callable[[int], BaseException]) -> Iterator[None]:
+    """Do as :func:`raise_at_first` while the body of ``with`` runs."""
+    before = {number: signal.getsignal(number) for number in signals}
+    try:
+        raise_at_first(signals, error)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def loader_died(error: RuntimeError) -> bool:

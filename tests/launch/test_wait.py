@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 
 from flsl.config.cluster import ClusterSettings
-from flsl.launch import queue, wait
+from flsl.launch import queue, submit, wait
 from flsl.launch.live import Live
 from flsl.launch.queue import JobState, SharedQueue
 from flsl.launch.record import JobRecord
+from flsl.launch.work import Work
 
 RECORD = JobRecord("x", "slurm", "digest", "flsl-x", tasks=2, job_id="7")
 
@@ -110,3 +112,24 @@ def test_jobs_that_nobody_waits_for_any_more_are_forgotten(tmp_path: Path, monke
     assert asked == [["7"], ["7"]]
     assert [path.name for path in (tmp_path / "wanted").iterdir()] == ["7"]
     assert json.loads((tmp_path / "answer.json").read_text()) == {"jobs": {}}
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_more_signals_do_not_cut_the_cancelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    gone: list[str | None] = []
+
+    def waiting(*_: object) -> None:
+        RECORD.write(tmp_path)
+        signal.raise_signal(first)
+
+    def cancelling(record: JobRecord, settings: ClusterSettings) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.raise_signal(number)
+        gone.append(record.job_id)
+
+    monkeypatch.setattr(submit, "_have_done", waiting)
+    monkeypatch.setattr(submit, "end_job", cancelling)
+    settings = {"project": "p", "cluster": {"cancel_on_interrupt": True}}
+    with pytest.raises(wait.Interrupted, match="interrupted: job 7 is cancelled") as stop:
+        submit.submit_work(Work("pretrain", settings, {}, str(tmp_path), "base", "digest", 1))
+    assert (stop.value.signum, gone) == (first, ["7"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,21 +14,48 @@ import pytest
 from processes import alive, wait_for
 
 from flsl.runtime.outputs import atomic
-from flsl.runtime.signals import STOPPING, Terminated, obey_parent, tidy_up_on_sigterm
+from flsl.runtime.signals import STOPPING, Terminated, obey_parent, raising_at_first
 
 
 def test_sigterm_removes_what_is_half_written(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        tidy_up_on_sigterm()
-        with pytest.raises(Terminated), atomic(tmp_path / "out") as temporary:
-            temporary.write_text("half")
-            assert list(tmp_path.iterdir())
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with (
+        raising_at_first([signal.SIGTERM], lambda _: Terminated()),
+        pytest.raises(Terminated),
+        atomic(tmp_path / "out") as temporary,
+    ):
+        temporary.write_text("half")
+        assert list(tmp_path.iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_the_first_signal_raises_and_handlers_come_back() -> None:
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in signals]
+    tidied = []
+    with pytest.raises(SystemExit) as stop, raising_at_first(signals, SystemExit):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            for number in signals:
+                signal.raise_signal(number)
+                tidied.append(number)
+    assert (stop.value.code, tidied) == (signal.SIGTERM, [*signals])
+    assert [signal.getsignal(number) for number in signals] == before
+
+
+def test_a_second_sigterm_does_not_cut_the_commands_end() -> None:
+    script = (
+        "import argparse, atexit, signal, flsl.cli, flsl.__main__\n"
+        "terminate = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
+        "atexit.register(lambda: (terminate(), print('tidied')))\n"
+        "flsl.cli.build_parser = argparse.ArgumentParser\n"
+        "argparse.ArgumentParser.parse_args = lambda *_: argparse.Namespace(run=terminate)\n"
+        "flsl.__main__.run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "tidied\n", "flsl: stopped by signal 15\n")
 
 
 def work(ready: Path) -> None:
