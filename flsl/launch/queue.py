@@ -7,17 +7,17 @@ that is older than the interval, whoever finds the lock free asks for all number
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flsl.runtime.errors import UserError
+from flsl.runtime.lock import locked
 
 _FORGOTTEN = 120.0
 """Seconds after which nobody asks any more for a job whose waiting process is gone."""
@@ -80,7 +80,7 @@ class SharedQueue:
         mark = self._wanted / job_id
         mark.touch()
         if not self._fresh():
-            with self._asking() as may_ask:
+            with locked(self._folder / "lock") as may_ask:
                 if may_ask and not self._fresh():
                     self._ask()
         found = self._answer().get("jobs", {}).get(job_id)
@@ -103,19 +103,6 @@ class SharedQueue:
         except OSError:
             return False
         return 0 <= age < self._seconds
-
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator[bool]:
-        handle = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(handle)
 
     def _ask(self) -> None:
         wanted = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
+import math
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flsl.runtime.errors import UserError
+from flsl.runtime.lock import locked
 from flsl.runtime.outputs import read_json, write_json, writing
 from flsl.runtime.progress import say
 
@@ -86,17 +86,12 @@ def only_one(out: Path) -> Iterator[None]:
 
     A workflow that was killed may have left its waiting command behind, while it is started again.
     """
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out / ".submit.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    # a file system without locks raises OSError
-    try:
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"{out}: another `flsl submit` waits for this folder's job; this one goes on when that one ends")
-                fcntl.flock(handle, fcntl.LOCK_EX)
+    path = out / ".submit.lock"
+    with contextlib.ExitStack() as stack:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(locked(path))
+        if not held:
+            say(f"{out}: another `flsl submit` waits for this folder's job; this one goes on when that one ends")
+            stack.enter_context(locked(path, math.inf))
         yield
-    finally:
-        os.close(handle)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flsl.runtime.lock import locked
 from flsl.track.store import TrackingError
 
 
@@ -28,29 +26,12 @@ def sending(project_folder: Path, patience: float) -> Iterator[None]:
         BusyError: when another process still holds it then.
     """
     path = project_folder / ".tracking.lock"
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        # results that may only be read can still be sent; two processes at once are mended by the next sync
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(locked(path, patience))
+        except OSError:
+            # results that may only be read can still be sent; two processes at once are mended by the next sync
+            held = True
+        if not held:
+            raise BusyError(f"{path}: another process is sending this project's results; try again later")
         yield
-        return
-    try:
-        end = time.monotonic() + patience
-        while not _locked(handle):
-            if time.monotonic() >= end:
-                raise BusyError(f"{path}: another process is sending this project's results; try again later")
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _locked(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # a file system without locks
-        return True
-    return True

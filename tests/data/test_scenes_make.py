@@ -146,6 +146,14 @@ def test_two_at_once_do_not_get_in_each_others_way(tmp_path: Path) -> None:
             make_scenes(ONLY_IMAGES, tmp_path, processes=1)
 
 
+def test_a_file_system_without_locks_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert make_scenes(ONLY_IMAGES, tmp_path, processes=1)["sets"] == {"images": {"train": 120, "val": 10}}
+
+
 def test_killed_in_the_middle_nothing_looks_whole_and_the_next_run_makes_it(tmp_path: Path) -> None:
     out = tmp_path / "scenes"
     settings = ONLY_IMAGES.model_copy(update={"train_images": 3000})

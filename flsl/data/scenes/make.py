@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from flsl.config.data import ScenesSettings
 from flsl.data.scenes import coco, davis, images, uavdt
 from flsl.data.scenes.files import Task
 from flsl.runtime.errors import UserError
+from flsl.runtime.lock import locked
 from flsl.runtime.outputs import read_json, write_json, writing
 from flsl.runtime.processes import cores, parallel_map
 from flsl.runtime.progress import Bar, bar, say
@@ -169,11 +169,9 @@ def _publish(folder: Path, final: Path) -> None:
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Keep other processes from making scenes in ``out``; remove what killed ones left there."""
-    with (out / ".scenes.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another flsl data scenes is at work there; wait for it to end") from None
+    with locked(out / ".scenes.lock") as held:
+        if not held:
+            raise UserError(f"{out}: another flsl data scenes is at work there; wait for it to end")
         for name in DATA_SETS:
             for left in out.glob(f".{name}.*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
