@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,8 +78,3 @@ def read_errors(folder: Path, job_id: str, tasks: int) -> list[dict[str, Any]]:
         except (OSError, ValueError):
             continue
     return sorted(found, key=lambda error: float(error["time"]))
-
-
-def log_end(log: Path, lines: int = 40) -> Sequence[str]:
-    """Return the end of a job's log."""
-    return tail(log, lines)

@@ -47,13 +47,11 @@ class JobState:
         state: SLURM's name, e.g. ``PENDING``, ``RUNNING``, ``COMPLETED``; ``UNKNOWN`` when SLURM does not know the job.
         reason: why it waits, or why it ended; empty where there is nothing to say.
         nodes: list of its nodes as SLURM writes it.
-        left: time until its limit as SLURM writes it.
     """
 
     state: str
     reason: str = ""
     nodes: str = ""
-    left: str = ""
 
     @property
     def over(self) -> bool:
@@ -84,7 +82,8 @@ class SharedQueue:
                 if may_ask and not self._fresh():
                     self._ask()
         found = self._answer().get("jobs", {}).get(job_id)
-        return JobState(**found) if found else None
+        # a process of another version may have told more
+        return JobState(found["state"], found["reason"], found["nodes"]) if found else None
 
     def forget(self, job_id: str) -> None:
         """Ask no more for a job."""
@@ -130,12 +129,12 @@ def ask(jobs: Sequence[str]) -> dict[str, JobState] | None:
     known: dict[str, JobState] = {}
     if not jobs:
         return known
-    command = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%A|%T|%r|%N|%L"]
+    command = ["squeue", "--noheader", "--states=all", f"--jobs={','.join(jobs)}", "--format=%A|%T|%r|%N"]
     code, out, error = run(command)
     if code and "Invalid job id" not in error:
         return None
-    for job, state, reason, nodes, left in _fields(out, 5):
-        known[job] = JobState(state, "" if reason in ("None", "(null)") else reason, nodes, left)
+    for job, state, reason, nodes in _fields(out, 4):
+        known[job] = JobState(state, "" if reason in ("None", "(null)") else reason, nodes)
     missing = [job for job in jobs if job not in known]
     if missing:
         code, out, error = run(["sacct", "-X", "-n", "-P", "-j", ",".join(missing), "-o", "JobIDRaw,State,NodeList"])

@@ -13,8 +13,8 @@ from flsl.config.cluster import ClusterSettings
 from flsl.config.experiment import Experiment
 from flsl.config.loading import check
 from flsl.launch import request
-from flsl.launch.live import Live
-from flsl.launch.outcome import Outcome, log_end, log_path
+from flsl.launch.live import Live, tail
+from flsl.launch.outcome import Outcome, log_path
 from flsl.launch.queue import find_by_name
 from flsl.launch.record import JobRecord, only_one
 from flsl.launch.task import Task, deliver_result
@@ -157,7 +157,7 @@ def _wait(experiment: Experiment, task: Task, record: JobRecord, fresh: bool) ->
         _take(work, settings.latency_seconds)
     record.write(out, state=outcome.kind, told=True)
     if outcome.kind == "failed":
-        if outcome.log is not None and (lines := log_end(outcome.log)):
+        if outcome.log is not None and (lines := tail(outcome.log, 40)):
             say(f"the end of {outcome.log}:")
             for line in lines:
                 say(f"  {line}")

@@ -50,12 +50,12 @@ def command(folder: Path, name: str, text: str, code: int = 0) -> None:
 
 
 def test_squeue_knows_the_live_and_sacct_the_forgotten(slurm: Path) -> None:
-    command(slurm, "squeue", "7|RUNNING|None|node[1-2]|9:58\n8|PENDING|Resources||10:00\n")
+    command(slurm, "squeue", "7|RUNNING|None|node[1-2]\n8|PENDING|Resources|\n")
     command(slurm, "sacct", "5|CANCELLED by 1000|node3\n")
     assert ask(["5", "7", "8", "9"]) == {
         "5": JobState("CANCELLED", "", "node3"),
-        "7": JobState("RUNNING", "", "node[1-2]", "9:58"),
-        "8": JobState("PENDING", "Resources", "", "10:00"),
+        "7": JobState("RUNNING", "", "node[1-2]"),
+        "8": JobState("PENDING", "Resources"),
         "9": JobState("UNKNOWN"),
     }
     assert (slurm / "calls").read_text().splitlines()[1].startswith("sacct -X -n -P -j 5,9 ")
@@ -81,7 +81,7 @@ def _watch(folder: Path, job: str, seconds: float) -> None:
 
 def test_all_that_wait_ask_together(slurm: Path, tmp_path: Path) -> None:
     jobs = [str(number) for number in range(1, 7)]
-    command(slurm, "squeue", "".join(f"{job}|RUNNING|None||\n" for job in jobs))
+    command(slurm, "squeue", "".join(f"{job}|RUNNING|None|\n" for job in jobs))
     waiting = [multiprocessing.Process(target=_watch, args=(tmp_path / "queue", job, 3.0)) for job in jobs]
     began = time.monotonic()
     for process in waiting:

@@ -101,6 +101,12 @@ def test_a_controller_that_is_silent_says_nothing_new(tmp_path: Path, monkeypatc
     assert answers == []
 
 
+def test_an_answer_that_another_version_shared_is_understood(tmp_path: Path) -> None:
+    told = {"state": "RUNNING", "reason": "", "nodes": "node1", "left": "9:58"}
+    (tmp_path / "answer.json").write_text(json.dumps({"jobs": {"7": told}}))
+    assert SharedQueue(600.0, tmp_path).look("7") == JobState("RUNNING", nodes="node1")
+
+
 def test_jobs_that_nobody_waits_for_any_more_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(queue, "ask", lambda jobs: asked.append(list(jobs)) or {})
