@@ -26,18 +26,18 @@ _LINES = ("-", "--", ":", "-.")
 _DISTINCT = len(COLOURS) * len(_LINES)
 _POINTS = 100
 _PANELS = (
-    (("loss",), "loss", "nats, weighted sum"),
-    (("intra_view",), "intra-view loss", "2 − 2 cos"),
-    (("inter_view",), "inter-view loss", "nats"),
-    (("volume",), "volume (VMR)", "nats"),
-    (("learning_rate", "lr"), "learning rate", "per step"),
-    (("perplexity",), "perplexity of the assignments", "prototypes"),
-    (("prototypes_used",), "prototypes used", "%"),
-    (("teacher_entropy",), "teacher's entropy", "nats"),
-    (("feature_variance",), "variance of the features", "mean over channels"),
-    (("position_information",), "position explained by assignment", "% of its entropy"),
-    (("online_knn",), "online k-NN top-1", "%"),
-    (("images_per_second",), "throughput", "images / s"),
+    ("loss", "loss", "nats, weighted sum"),
+    ("intra_view", "intra-view loss", "2 − 2 cos"),
+    ("inter_view", "inter-view loss", "nats"),
+    ("volume", "volume (VMR)", "nats"),
+    ("learning_rate", "learning rate", "per step"),
+    ("perplexity", "perplexity of the assignments", "prototypes"),
+    ("prototypes_used", "prototypes used", "%"),
+    ("teacher_entropy", "teacher's entropy", "nats"),
+    ("feature_variance", "variance of the features", "mean over channels"),
+    ("position_information", "position explained by assignment", "% of its entropy"),
+    ("online_knn", "online k-NN top-1", "%"),
+    ("images_per_second", "throughput", "images / s"),
 )
 
 
@@ -69,8 +69,8 @@ def plot_curves(project: Project, outputs: Sequence[Path], names: Sequence[str] 
             continue
         shown.append(run.name)
         by_epoch &= is_number(rows[0].get("epoch"))
-        for curves, (keys, _, _) in zip(found, _PANELS, strict=True):
-            if (curve := _curve(rows, keys)) is not None:
+        for curves, (key, _, _) in zip(found, _PANELS, strict=True):
+            if (curve := _curve(rows, key)) is not None:
                 curves[run.name] = curve
     panels = [(title, unit, curves) for curves, (_, title, unit) in zip(found, _PANELS, strict=True) if curves]
     if not panels:
@@ -200,18 +200,17 @@ def _rows(run: Run) -> list[dict[str, Any]]:
         return []
 
 
-def _curve(rows: list[dict[str, Any]], keys: Sequence[str]) -> Curve | None:
-    """Return the curve of the first of ``keys`` that the history has, averaged to at most 100 points."""
-    for key in keys:
-        pairs = [
-            (row["epoch"] if is_number(row.get("epoch")) else row["step"], row[key])
-            for row in rows
-            if is_number(row.get(key))
-        ]
-        if pairs:
-            points = np.array(pairs, dtype=np.float64)
-            # parts of equal length, so that the noise that is left is the same all along
-            length = math.ceil(len(points) / _POINTS)
-            means = np.stack([points[start : start + length].mean(0) for start in range(0, len(points), length)])
-            return Curve(means[:, 0], means[:, 1])
-    return None
+def _curve(rows: list[dict[str, Any]], key: str) -> Curve | None:
+    """Return the curve of a figure that the history has, averaged to at most 100 points."""
+    pairs = [
+        (row["epoch"] if is_number(row.get("epoch")) else row["step"], row[key])
+        for row in rows
+        if is_number(row.get(key))
+    ]
+    if not pairs:
+        return None
+    points = np.array(pairs, dtype=np.float64)
+    # parts of equal length, so that the noise that is left is the same all along
+    length = math.ceil(len(points) / _POINTS)
+    means = np.stack([points[start : start + length].mean(0) for start in range(0, len(points), length)])
+    return Curve(means[:, 0], means[:, 1])
