@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 from common import options, report
 
-from flsl.config.experiment import Experiment
+from flsl.config.experiment import Experiment, TrackingSettings
 from flsl.config.loading import check
 from flsl.runtime.outputs import StageRecord, write_text
 from flsl.track.history import Mark, new_points
@@ -83,10 +83,11 @@ def one_turn(project: Path, store: str) -> dict[str, tuple[float, float]]:
     for uri in uris.values():
         with open_store(uri, 10.0) as opened:  # the tables are made once a store, whoever uses it
             opened.runs("0", {"none": "such"})
+    settings = TrackingSettings(uri=uris["ours"])
     return {
-        "ours": timed(lambda: sync(project, uris["ours"])),
+        "ours": timed(lambda: sync(project, settings)),
         "bare": timed(lambda: bare(project, uris["bare"])),
-        "again": timed(lambda: sync(project, uris["ours"])),
+        "again": timed(lambda: sync(project, settings)),
     }
 
 

@@ -120,7 +120,7 @@ def _sync(args: argparse.Namespace) -> None:
 def _follow(args: argparse.Namespace) -> None:
     from flsl.track.follow import follow
 
-    follow(args.stage_dir, args.project, args.run_name, args.parent_pid, args.uri, _settings(args))
+    follow(args.stage_dir, args.project, args.run_name, args.parent_pid, _settings(args))
     # threads of the store's libraries must not keep the process once its work is done
     sys.stdout.flush()
     sys.stderr.flush()

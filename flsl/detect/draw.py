@@ -29,15 +29,13 @@ _COLOURS = (
     "#008080",
 )
 
-_BEST = 3
+_LIKELY, _BEST = 0.3, 3
 
 
-def draw_predictions(
-    truth: Annotations, results: list[Record], images: Path, folder: Path, count: int, threshold: float = 0.3
-) -> list[Path]:
+def draw_predictions(truth: Annotations, results: list[Record], images: Path, folder: Path, count: int) -> list[Path]:
     """Write ``prediction-<image id>.png`` of ``count`` images of the set: ground truth left, predictions right.
 
-    Drawn are detections of at least ``threshold``, and the best few in any case; older pictures in the folder are
+    Drawn are detections of a score of 0.3 or more, and the best three in any case; older pictures in the folder are
     removed. Returns the files written.
     """
     for old in folder.glob("prediction-*.png"):
@@ -49,7 +47,7 @@ def draw_predictions(
         image = torch.from_numpy(np.array(load_rgb(images / record["file_name"]))).permute(2, 0, 1)
         mine = [entry for entry in truth.annotations if entry["image_id"] == record["id"]]
         ranked = sorted((r for r in results if r["image_id"] == record["id"]), key=lambda r: -r["score"])
-        found = [r for place, r in enumerate(ranked) if r["score"] >= threshold or place < _BEST]
+        found = [r for place, r in enumerate(ranked) if r["score"] >= _LIKELY or place < _BEST]
         both = torch.cat([_drawn(image, part, truth) for part in (mine, found)], 2)
         path = folder / f"prediction-{record['id']}.png"
         with atomic(path) as temporary:

@@ -14,6 +14,7 @@ from flsl.runtime.outputs import read_json
 
 FOLDER = "ablations"
 ABLATION = "ablation.json"
+_LOG_LINES, _LONGEST_LINE = 5, 300
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def log_of_missing(project_folder: Path, point: Point, stage: str) -> Path | Non
     return None
 
 
-def log_tail(path: Path, lines: int = 5, longest: int = 300) -> list[str]:
+def log_tail(path: Path) -> list[str]:
     """Return the last lines of a log that say something, without colours and what a progress bar has overwritten."""
     try:
         with path.open("rb") as stream:
@@ -125,4 +126,4 @@ def log_tail(path: Path, lines: int = 5, longest: int = 300) -> list[str]:
         return []
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     shown = [line.rstrip().rpartition("\r")[2].rstrip() for line in plain.split("\n")]
-    return [line[:longest] for line in shown if line.strip()][-lines:]
+    return [line[:_LONGEST_LINE] for line in shown if line.strip()][-_LOG_LINES:]

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -179,10 +179,10 @@ def git_revision() -> str | None:
     return commit + ("-dirty" if changed else "")
 
 
-def package_versions(names: Iterable[str] = _PACKAGES) -> dict[str, str]:
-    """Return the installed versions of ``names``; those not installed are left out."""
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that figures may depend on, as far as they are installed."""
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions

@@ -98,9 +98,9 @@ def bar(description: str, total: int, done: int = 0, enabled: bool = True) -> It
         shown.close()
 
 
-def track(items: Iterable[Item], description: str, total: int, enabled: bool = True) -> Iterator[Item]:
+def track(items: Iterable[Item], description: str, total: int) -> Iterator[Item]:
     """Yield ``items``, counting them on a bar."""
-    with bar(description, total, enabled=enabled) as shown:
+    with bar(description, total) as shown:
         for item in items:
             yield item
             shown.advance()

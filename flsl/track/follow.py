@@ -22,9 +22,7 @@ _TICK = 0.25
 _LONGEST_WAIT = 60.0
 
 
-def follow(
-    stage_dir: Path, project: str, run: str, parent_pid: int, uri: str | None, settings: TrackingSettings
-) -> None:
+def follow(stage_dir: Path, project: str, run: str, parent_pid: int, settings: TrackingSettings) -> None:
     """Send new points every ``settings.live_seconds`` until the stage is complete or the process ``parent_pid`` ends.
 
     A store that does not answer is tried again, less and less often. A last look sends what is left, the figures
@@ -35,7 +33,7 @@ def follow(
     """
     stage_dir = require_folder(stage_dir, "a stage's results").resolve()
     folder = stage_dir.parents[2] if in_project(stage_dir) else stage_dir
-    uri = uri or settings.uri or default_uri(folder)
+    uri = settings.uri or default_uri(folder)
     look = _Look(stage_dir, Place(project, folder), run, uri, settings)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))

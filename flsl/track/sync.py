@@ -18,12 +18,7 @@ from flsl.track.store import Seen, default_uri, open_store
 from flsl.track.table import TAG, table_view
 
 
-def sync(
-    project_folder: Path | str,
-    uri: str | None = None,
-    settings: TrackingSettings | None = None,
-    within: float | None = None,
-) -> Counts:
+def sync(project_folder: Path | str, settings: TrackingSettings | None = None, within: float | None = None) -> Counts:
     """Bring MLflow to what the files of a project say; a second call sends nothing.
 
     One MLflow run per run of the project, with the pretraining settings as params and the final figures of all stages
@@ -32,9 +27,8 @@ def sync(
 
     Args:
         project_folder: ``results/<project>``.
-        uri: the tracking store; ``None`` takes ``settings.uri``, else ``MLFLOW_TRACKING_URI``, else SQLite in the
-            folder.
-        settings: how to send.
+        settings: how to send, and to which store; without ``uri`` to that of ``MLFLOW_TRACKING_URI``, else to SQLite
+            in the folder.
         within: seconds after which to stop; the next call goes on from there.
 
     Returns:
@@ -49,7 +43,7 @@ def sync(
     folders = {path.name: path for path in run_folders(folder)}
     if not folders:
         raise UserError(f"{folder}: holds no runs; a project's folder has runs/<run>/config.yaml and results below it")
-    uri = uri or settings.uri or default_uri(folder)
+    uri = settings.uri or default_uri(folder)
     place = Place(folder.name, folder)
     with (
         sending(folder, max(30.0, 3 * settings.timeout)),
