@@ -34,6 +34,10 @@ class BaselineSettings(Settings):
             raise ValueError("model: a baseline of kind `timm` needs a timm model name")
         if self.kind == "file" and self.checkpoint is None:
             raise ValueError("checkpoint: a baseline of kind `file` needs the path of a checkpoint")
+        if self.kind != "file" and self.checkpoint is not None:
+            raise ValueError(f"checkpoint: a baseline of kind `{self.kind}` reads none; its kind would be `file`")
+        if self.kind == "random" and self.model is not None:
+            raise ValueError("model: a baseline of kind `random` is the runs' encoder, untrained; drop `model`")
         return self
 
 

@@ -76,9 +76,18 @@ def read_instances(path: Path | str) -> dict[str, list[Record]]:
         if not isinstance(entries, list):
             raise UserError(f"{path}: has no list '{key}'; a COCO annotation file is expected there")
         for index, entry in enumerate(entries):
-            if not isinstance(entry, dict) or type(entry.get("id")) is not int:
+            identity = as_id(entry.get("id")) if isinstance(entry, dict) else None
+            if identity is None:
                 raise UserError(f"{path}: {key}[{index}]: a mapping with a whole number 'id' is expected")
+            entry["id"] = identity
     return {key: data[key] for key in ("images", "annotations", "categories")}
+
+
+def as_id(value: object) -> int | None:
+    """Return a whole number, which some tools write as 1.0, as such; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int and is_finite(value) else None
 
 
 class _Report:
@@ -164,13 +173,13 @@ def _check_annotations(
     figures = Counter(annotations=0, crowds=0, polygons=0, run_lengths=0, images_without_annotations=0)
     per_category: Counter[int] = Counter()
     for annotation in annotations:
-        identity, of = annotation["id"], _number(annotation.get("image_id"))
+        identity, of = annotation["id"], as_id(annotation.get("image_id"))
         image = None if of is None else images.get(of)
         figures["annotations"] += 1
         if identity in identities:
             report.add("annotation id used twice", identity)
         identities.add(identity)
-        category = _number(annotation.get("category_id"))
+        category = as_id(annotation.get("category_id"))
         if category in categories:
             per_category[category] += 1
         else:
@@ -221,8 +230,3 @@ def _stays_inside(name: str) -> bool:
     except UserError:
         return False
     return bool(name)
-
-
-def _number(value: object) -> int | None:
-    """Return an id; anything but a whole number is none."""
-    return value if type(value) is int else None

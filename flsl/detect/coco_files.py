@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flsl.data.coco import as_id
 from flsl.data.listing import no_collector
 from flsl.data.rle import MaskError, check_codes, compress, is_finite
 from flsl.runtime.errors import UserError
@@ -71,7 +72,7 @@ def parse_annotations(data: Any, path: Path) -> Annotations:
     images = _by_id(data["images"], path, "image")
     for number, image in images.items():
         for side in ("width", "height"):
-            if not _whole(image.get(side)) or not 1 <= image[side] < _MOST_PIXELS:
+            if type(image.get(side)) is not int or not 1 <= image[side] < _MOST_PIXELS:
                 raise UserError(
                     f"{path}: image {number}: its {side} is {str(image.get(side))[:60]}; it must be a count from 1"
                 )
@@ -79,7 +80,7 @@ def parse_annotations(data: Any, path: Path) -> Annotations:
     annotations: list[Record] = []
     skipped: Counter[str] = Counter()
     for number, annotation in _by_id(data["annotations"], path, "annotation").items():
-        of, category = _id(annotation.get("image_id")), _id(annotation.get("category_id"))
+        of, category = as_id(annotation.get("image_id")), as_id(annotation.get("category_id"))
         if of not in images:
             skipped["annotations of unknown images"] += 1
         elif category not in categories:
@@ -125,7 +126,7 @@ def read_results(path: Path | str, truth: Annotations) -> tuple[list[Record], di
         where = f"{path}: detection {index}"
         if not isinstance(detection, dict):
             raise UserError(f"{where}: not a mapping with image_id, category_id, score and bbox or segmentation")
-        image, category = _id(detection.get("image_id")), _id(detection.get("category_id"))
+        image, category = as_id(detection.get("image_id")), as_id(detection.get("category_id"))
         if image not in truth.images:
             unknown[str(detection.get("image_id"))] += 1
             continue
@@ -184,7 +185,7 @@ def with_masks(records: Iterable[Record], images: Mapping[int, Record], path: Pa
 def _by_id(entries: list[Any], path: Path, what: str) -> dict[int, Record]:
     found: dict[int, Record] = {}
     for index, entry in enumerate(entries):
-        number = _id(entry.get("id")) if isinstance(entry, dict) else None
+        number = as_id(entry.get("id")) if isinstance(entry, dict) else None
         if number is None:
             raise UserError(f"{path}: {what} number {index} has no whole number as its id")
         if number in found:
@@ -199,14 +200,3 @@ def _box(box: Any, where: str) -> list[float]:
     if box[2] < 0 or box[3] < 0:
         raise UserError(f"{where}: its bbox {box} has a negative width or height; a COCO box is [x, y, width, height]")
     return box
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _id(value: Any) -> int | None:
-    """Return a whole number, which some tools write as 1.0, as such; None for anything else."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if _whole(value) and is_finite(value) else None

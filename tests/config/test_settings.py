@@ -110,6 +110,8 @@ def test_numbers_are_read_as_yaml_1_2_does(text: str, value: object) -> None:
         ({"runs": {"untrained": {}}}, "runs.untrained: baselines has that name, too"),
         ({"results": "re{x}s"}, "results: 're{x}s' has the character {"),
         ({"results": "a?b"}, "results: 'a?b' has the character ?"),
+        ({"baselines": {"b": {"kind": "timm", "model": "m", "checkpoint": "c"}}}, "of kind `timm` reads none"),
+        ({"baselines": {"b": {"kind": "random", "model": "m"}}}, "model: a baseline of kind `random` is the runs'"),
     ],
 )
 def test_what_would_go_wrong_later_is_refused_at_once(tmp_path: Path, settings: dict[str, Any], words: str) -> None:

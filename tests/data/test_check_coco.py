@@ -72,6 +72,16 @@ def test_a_sound_data_set_has_nothing_but_notes(tmp_path: Path) -> None:
     ] * 2
 
 
+def test_ids_written_as_1_0_are_whole_numbers(tmp_path: Path) -> None:
+    data = _sound(0)
+    for entry in (*data["images"], *data["annotations"], *data["categories"]):
+        entry |= {name: float(entry[name]) for name in ("id", "image_id", "category_id") if name in entry}
+    _make(tmp_path / "coco", data, _sound(50))
+    manifest = _check(tmp_path / "coco")
+    assert manifest["inconsistencies"]["count"] == 0
+    assert manifest["classes"]["listed"] == {"person": {"train": 1, "val": 1}, "car": {"train": 1, "val": 1}}
+
+
 def _change(path: str, value: Any) -> Callable[[Data], None]:
     """Return what sets ``images.0.width``, say."""
     *way, last = [int(part) if part.isdecimal() else part for part in path.split(".")]
