@@ -100,3 +100,18 @@ class Experiment(Settings):
         if special:
             raise ValueError(f"results: '{self.results}' has the character {special[0]}; choose a folder without it")
         return self
+
+    def made_from(self, baseline: BaselineSettings) -> dict[str, Any]:
+        """Return the settings that a baseline's encoder depends on besides its own."""
+        match baseline.kind:
+            case "random":
+                views = self.pretrain.views
+                return {
+                    "seed": self.seed,
+                    "encoder": self.pretrain.encoder.plain(),
+                    "teacher_size": views.teacher_size,
+                }
+            case "timm":
+                return {"crop": self.features.crop}
+            case "file":
+                return {}

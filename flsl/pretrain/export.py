@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from flsl.config.experiment import Experiment
 from flsl.model.backbone import Backbone, load_backbone, save_backbone
-from flsl.model.vit import build_encoder, timm_arguments
+from flsl.model.choice import EncoderChoice
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.outputs import StageRecord
 
@@ -37,16 +35,15 @@ def write_baseline(experiment: Experiment, name: str, out: Path) -> None:
         raise UserError(f"baselines.{name}: no such baseline{nearest(name, experiment.baselines)}; there are: {known}")
     baseline = experiment.baselines[name]
     inputs = [Path(baseline.checkpoint)] if baseline.checkpoint is not None else []
-    record = StageRecord("baseline", name, {"seed": experiment.seed, **baseline.plain()}, inputs)
-    size = experiment.pretrain.views.teacher_size
-    if baseline.kind == "random":
-        torch.manual_seed(experiment.seed)
-        timm_name, arguments = timm_arguments(experiment.pretrain.encoder, size)
-        vit = build_encoder(experiment.pretrain.encoder, size)
-    else:
-        checkpoint = baseline.checkpoint if baseline.kind == "file" else None
-        backbone = load_backbone(checkpoint, baseline.model, None if checkpoint else experiment.features.crop)
-        timm_name, arguments, vit = backbone.name, backbone.arguments, backbone.vit
-    save_backbone(out / "backbone.safetensors", vit, timm_name, arguments, run=name)
-    parameters = sum(parameter.numel() for parameter in vit.parameters())
+    seed = {"seed": experiment.seed} if baseline.kind == "random" else {}
+    record = StageRecord("baseline", name, {**seed, **baseline.plain()}, inputs)
+    match baseline.kind:
+        case "random":
+            backbone = EncoderChoice(random=True).load(experiment)
+        case "timm":
+            backbone = load_backbone(None, baseline.model, experiment.features.crop)
+        case "file":
+            backbone = load_backbone(baseline.checkpoint, baseline.model)
+    save_backbone(out / "backbone.safetensors", backbone.vit, backbone.name, backbone.arguments, run=name)
+    parameters = sum(parameter.numel() for parameter in backbone.vit.parameters())
     record.write(out / "metrics.json", {"baseline/parameters": parameters})

@@ -195,6 +195,11 @@ def test_pictures_are_a_stage_of_runs_and_baselines(copied: Path) -> None:
     assert planned(copied, config) == {}
     later = {**config, "visualize": {"images": 1, "counted": 4}}
     assert planned(copied, later) == {"visualize": 1, "visualize_baseline": 1, **GATHERED}
+    # a baseline's file does not tell with which temperature to look
+    assert (
+        planned(copied, {**config, "pretrain": changed(pretrain={"tau_sa": 0.3})["pretrain"]})["visualize_baseline"]
+        == 1
+    )
 
 
 def test_touched_files_rerun_nothing(copied: Path) -> None:

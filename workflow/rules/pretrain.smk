@@ -61,18 +61,7 @@ rule baseline:
     params:
         config=config_of_run,
         baseline=lambda wildcards: EXPERIMENT.baselines[wildcards.run].model_dump_json(),
-        # a random encoder is the runs' own, so that it depends on their architecture and seed
-        encoder=lambda wildcards: (
-            json.dumps(
-                [
-                    EXPERIMENT.seed,
-                    EXPERIMENT.pretrain.encoder.plain(),
-                    EXPERIMENT.pretrain.views.teacher_size,
-                ]
-            )
-            if EXPERIMENT.baselines[wildcards.run].kind == "random"
-            else None
-        ),
+        made_from=lambda wildcards: json.dumps(EXPERIMENT.made_from(EXPERIMENT.baselines[wildcards.run])),
         folder=subpath(output.metrics, parent=True),
     message:
         "Baseline {wildcards.run}"

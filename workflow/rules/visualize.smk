@@ -43,5 +43,14 @@ use rule visualize as visualize_baseline with:
         metrics=project("runs/{run}/visualize/metrics.json"),
     wildcard_constraints:
         run=alternatives(BASELINES),
+    params:
+        # what a checkpoint of ours tells itself
+        defaults=lambda wildcards: json.dumps(
+            [
+                EXPERIMENT.seed,
+                EXPERIMENT.pretrain.views.teacher_size,
+                *(EXPERIMENT.pretrain.plain()[tau] for tau in ("tau_sa", "tau_ca")),
+            ]
+        ),
     message:
         "Pictures of the baseline {wildcards.run}"
