@@ -23,6 +23,7 @@ from flsl.runtime.errors import UserError
 from flsl.runtime.progress import counted
 
 _COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
+_JOB = "flsl-doctor"
 _JOB_SECONDS = 180.0
 
 
@@ -234,7 +235,7 @@ def _request(experiment: Experiment) -> Iterator[Finding]:
 
 def _judge_request(experiment: Experiment, what: str) -> Finding:
     request.check_request(experiment)
-    code, _, error = run(["sbatch", "--test-only", *sbatch_arguments(experiment), "--wrap", "true"])
+    code, _, error = run(["sbatch", "--test-only", *request.arguments(experiment, _JOB), "--wrap", "true"])
     said = error.splitlines()[-1].removeprefix("sbatch: ") if error else ""
     if code:
         return Finding("FAIL", "request", f"sbatch would refuse the {what}: {said}")
@@ -243,32 +244,13 @@ def _judge_request(experiment: Experiment, what: str) -> Finding:
     return Finding("ok", "request", f"{shape}: {said or 'could be granted'}")
 
 
-def sbatch_arguments(experiment: Experiment, tiny: bool = False) -> list[str]:
-    """Return the pretraining's request as arguments of sbatch or srun; ``tiny``: one process, for two minutes."""
-    cluster = experiment.cluster
-    gpus = request.gpus_per_node(experiment)
-    asked: dict[str, Any] = {
-        "nodes": 1 if tiny else cluster.nodes,
-        "ntasks-per-node": 1 if tiny else request.tasks_per_node(experiment),
-        "cpus-per-task": 1 if tiny else cluster.cpus_per_task,
-        "time": 2 if tiny else cluster.minutes,
-        "gpus-per-node": gpus or None,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "mem": "2G" if tiny else f"{round(cluster.memory_gb * 1024)}M" if cluster.memory_gb else None,
-    }
-    return [f"--{name}={value}" for name, value in asked.items() if value is not None]
-
-
 def _node(experiment: Experiment) -> Iterator[Finding]:
     folder = Path(experiment.results).absolute() / f".doctor-{secrets.token_hex(4)}"
     folder.mkdir(parents=True)
     try:
         token = secrets.token_hex(8)
         (folder / "question").write_text(token, encoding="utf-8")
-        command = ["srun", *sbatch_arguments(experiment, tiny=True), "--job-name=flsl-doctor", "--quiet"]
+        command = ["srun", *request.arguments(experiment, _JOB, tiny=True), "--quiet"]
         command += [sys.executable, "-m", "flsl.doctor", str(folder)]
         code, out, error = run(command, _JOB_SECONDS)
         if code == 124:

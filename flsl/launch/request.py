@@ -29,6 +29,8 @@ _SETTING_OF = (
     ("node configuration", "cluster.nodes, gpus_per_node, cpus_per_task or memory_gb"),
     ("node count", "cluster.nodes"),
 )
+_OPTIONS = ("job_name", "cpus_per_task", "mem", "partition", "account", "qos", "constraint")
+_OF_SBATCH_ALONE = frozenset({"array", "hold", "no_requeue", "requeue"})
 
 
 def resolve_kind(settings: ClusterSettings) -> str:
@@ -88,6 +90,34 @@ def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dic
     if kind == "local":
         return {**shape, "timeout_min": settings.minutes}
     return {**shape, "timeout_min": settings.minutes, **{f"slurm_{name}": value for name, value in slurm.items()}}
+
+
+def arguments(experiment: Experiment, job_name: str, tiny: bool = False) -> list[str]:
+    """Return what :func:`submit` asks SLURM for as arguments of sbatch.
+
+    Args:
+        experiment: its ``cluster`` says what to ask for.
+        job_name: the job's name in SLURM.
+        tiny: ask for one process for two minutes, on such a node; as arguments of srun.
+    """
+    asked = executor_parameters("slurm", experiment, job_name)
+    options = {
+        "nodes": asked["nodes"],
+        "ntasks_per_node": asked["tasks_per_node"],
+        "gpus_per_node": asked["gpus_per_node"],
+        "time": asked["timeout_min"],
+        **{name: asked[f"slurm_{name}"] for name in _OPTIONS},
+    }
+    further = {name.replace("-", "_"): value for name, value in asked["slurm_additional_parameters"].items()}
+    if tiny:
+        options |= {"nodes": 1, "ntasks_per_node": 1, "cpus_per_task": 1, "time": 2}
+        options["mem"] = options["mem"] and "2G"
+        further = {name: value for name, value in further.items() if name not in _OF_SBATCH_ALONE}
+    return [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for name, value in {**options, **further}.items()
+        if value is not None
+    ]
 
 
 def submit(kind: str, experiment: Experiment, task: Task, job_name: str, folder: Path) -> str:

@@ -19,7 +19,7 @@ from flsl.launch.live import last_step, tail
 from flsl.launch.outcome import judge
 from flsl.launch.queue import JobState, SharedQueue, ask
 from flsl.launch.record import JobRecord, only_one
-from flsl.launch.request import check_request, executor_parameters, minutes_of, submit
+from flsl.launch.request import arguments, check_request, executor_parameters, minutes_of, submit
 from flsl.launch.task import Task, deliver_result, error_path, keep_result
 from flsl.launch.work import Work
 from flsl.runtime.attempts import note_attempt, read_attempts
@@ -133,6 +133,17 @@ def test_what_is_asked_for() -> None:
     assert (asked["nodes"], asked["tasks_per_node"], asked["gpus_per_node"]) == (2, 4, 4)
     assert asked["slurm_additional_parameters"] == {"requeue": True, "exclusive": True}
     assert (asked["slurm_mem"], asked["slurm_qos"], asked["slurm_account"]) == ("512MB", "fast", None)
+    # doctor asks SLURM for the same
+    assert arguments(experiment, "name") == [
+        "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--time=2880", "--job-name=name",
+        "--cpus-per-task=8", "--mem=512MB", "--qos=fast", "--requeue", "--exclusive",
+    ]  # fmt: skip
+    assert arguments(experiment, "name", tiny=True) == [
+        "--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=4", "--time=2", "--job-name=name",
+        "--cpus-per-task=1", "--mem=2G", "--qos=fast", "--exclusive",
+    ]  # fmt: skip
+    free = Experiment(project="p", cluster=ClusterSettings(memory_gb=None))
+    assert not [one for one in arguments(free, "name", tiny=True) if one.startswith("--mem")]
     here = executor_parameters("local", experiment, "name")
     assert (here["nodes"], here["tasks_per_node"], here["gpus_per_node"]) == (1, 8, 8)
     cpu = Experiment(project="p", cluster=ClusterSettings(), compute=ComputeSettings(device="cpu"))
