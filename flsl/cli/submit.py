@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from flsl.cli.common import Commands, command, config_arguments, experiment, previous_argument
+from flsl.cli.common import Commands, command, config_arguments, encoder, experiment, previous_argument
 from flsl.cli.detect import train_arguments
 
 _DETAILS = """
@@ -54,6 +54,5 @@ def _detect(args: argparse.Namespace) -> None:
     from flsl.launch import detection, submit_work
 
     name = args.name or args.run_name or "base"
-    encoder = {"model": args.model, "checkpoint": args.checkpoint, "random": args.random_init}
-    work = detection(experiment(args), args.stage, args.backbone, args.out, name, **encoder)
+    work = detection(experiment(args), args.stage, encoder(args), args.out, name)
     submit_work(work, args.force, not args.no_wait)

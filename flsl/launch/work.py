@@ -12,6 +12,7 @@ from flsl.config.cluster import ShapeSettings
 from flsl.config.experiment import Experiment
 from flsl.data.batch import check_batch
 from flsl.data.manifest import checked, content, load_manifest, trained_on
+from flsl.model.choice import EncoderChoice
 from flsl.pretrain.recipe import check_previous, recipe_of
 from flsl.runtime.errors import UserError, require_file, require_folder
 from flsl.runtime.outputs import sha256_file, sha256_json
@@ -76,7 +77,6 @@ class Work:
             earlier = Path(previous) if previous else None
             return pretrain_folder(settings, Path(self.inputs["images"]), out, self.run, earlier)
         from flsl.detect.stage import run
-        from flsl.model.choice import EncoderChoice
 
         backbone, checkpoint = (Path(file) if (file := self.inputs[name]) else None for name in _ENCODER_FILES)
         choice = EncoderChoice(backbone, self.inputs["model"], checkpoint, self.inputs["random"])
@@ -111,36 +111,19 @@ def pretraining(experiment: Experiment, images: Path, out: Path, run: str, previ
     return Work("pretrain", experiment.plain(), inputs, str(out.absolute()), run, sha256_json(recipe), epochs)
 
 
-def detection(
-    experiment: Experiment,
-    stage: Detection,
-    backbone: Path | None,
-    out: Path,
-    run: str,
-    model: str | None = None,
-    checkpoint: Path | None = None,
-    random: bool = False,
-) -> Work:
+def detection(experiment: Experiment, stage: Detection, choice: EncoderChoice, out: Path, run: str) -> Work:
     """Return the fine-tuning of a detector.
 
     Args:
         experiment: the resolved settings.
         stage: ``coco`` or ``uavdt``.
-        backbone: file of the encoder, if it comes from one.
+        choice: the encoder.
         out: the stage's folder.
         run: the run's name.
-        model: timm name of the encoder, where it is not the file that tells.
-        checkpoint: weights for ``model``.
-        random: whether the encoder is left untrained.
 
     Raises:
         UserError: when no encoder is named, or a file is missing.
     """
-    if backbone is None and checkpoint is None and model is None and not random:
-        raise UserError("--backbone: name the encoder: --backbone FILE, --model NAME or --random-init")
-    files = dict(zip(_ENCODER_FILES, (backbone, checkpoint), strict=True))
-    for path in filter(None, files.values()):
-        require_file(path, "the encoder")
     chosen = experiment.detection
     training = chosen.coco if stage == "coco" else chosen.uavdt
     annotations = _annotations(experiment, stage)
@@ -151,12 +134,12 @@ def detection(
         "recipe": training.plain(),
         "seed": experiment.seed,
         "data": [sha256_file(path) for path in annotations] + content(manifests),
-        "encoder": [model, random, *(sha256_file(path) for path in filter(None, files.values()))],
-        # an untrained encoder is built from these
-        "untrained": [experiment.pretrain.encoder.plain(), experiment.pretrain.views.teacher_size] if random else None,
+        "encoder": choice.digest(experiment),
     }
-    inputs: dict[str, Any] = {name: str(path.absolute()) if path is not None else None for name, path in files.items()}
-    inputs |= {"model": model, "random": random}
+    inputs: dict[str, Any] = {"model": choice.model, "random": choice.random}
+    for name in _ENCODER_FILES:
+        path = getattr(choice, name)
+        inputs[name] = str(path.absolute()) if path is not None else None
     return Work(
         stage, for_detection(experiment).plain(), inputs, str(out.absolute()), run, sha256_json(recipe), training.epochs
     )

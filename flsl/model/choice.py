@@ -1,17 +1,17 @@
-"""Which encoder the command line names for a stage, and how it is loaded."""
+"""Which encoder the command line names for a stage, and how it is loaded; to name one needs no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from flsl.config.experiment import Experiment
-from flsl.model.backbone import Backbone, load_backbone
-from flsl.model.vit import build_encoder, timm_arguments
-from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import sha256_file
+from flsl.runtime.errors import UserError, require_file
+from flsl.runtime.outputs import sha256_file, sha256_json
+
+if TYPE_CHECKING:
+    from flsl.model.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,18 @@ class EncoderChoice:
             return "untrained" if self.model is None else f"{self.model}-untrained"
         return self.model or "base"
 
-    @property
-    def digest(self) -> str:
-        """A text that differs where the weights do."""
-        return f"{self.model}:{self.random}:{sha256_file(self.file) if self.file is not None else ''}"
+    def digest(self, experiment: Experiment) -> str:
+        """Return a text that differs where the weights do; the experiment's seed is left to whom it concerns.
+
+        Raises:
+            UserError: when the choice names no encoder, contradicts itself or names a file that is not there.
+        """
+        self._check()
+        if self.random and self.model is None:
+            made = sha256_json([experiment.pretrain.encoder.plain(), experiment.pretrain.views.teacher_size])
+        else:
+            made = sha256_file(self.file) if self.file is not None else ""
+        return f"{self.model}:{self.random}:{made}"
 
     def load(self, experiment: Experiment) -> Backbone:
         """Load or make the encoder, on the CPU.
@@ -63,15 +71,27 @@ class EncoderChoice:
         Raises:
             UserError: when the choice names none or contradicts itself, or the encoder cannot be loaded.
         """
+        from flsl.model.backbone import load_backbone
+
+        self._check()
+        return self._random(experiment) if self.random else load_backbone(self.file, self.model)
+
+    def _check(self) -> None:
         if not self.given:
             raise UserError("--backbone: name the encoder: --backbone FILE, --model NAME or --random-init")
         if self.random and self.file is not None:
             raise UserError(f"--random-init: an untrained encoder has no weights to load from {self.file}; drop one")
         if self.backbone is not None and self.checkpoint is not None:
             raise UserError("--backbone: give either --backbone or --checkpoint; both name a file of weights")
-        return self._random(experiment) if self.random else load_backbone(self.file, self.model)
+        if self.file is not None:
+            require_file(self.file, "an encoder's weights")
 
     def _random(self, experiment: Experiment) -> Backbone:
+        import torch
+
+        from flsl.model.backbone import Backbone, load_backbone
+        from flsl.model.vit import build_encoder, timm_arguments
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(experiment.seed)
             if self.model is not None:

@@ -12,6 +12,7 @@ from flsl.config.experiment import Experiment
 from flsl.config.loading import check
 from flsl.launch.request import processes, tasks_per_node
 from flsl.launch.work import Work, detection, for_detection, pretraining
+from flsl.model.choice import EncoderChoice
 from flsl.runtime.errors import UserError
 
 MANIFEST = {"kind": "images", "root": "r", "splits": {}, "revision": "first", "files": 1, "content_sha256": "1"}
@@ -37,7 +38,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def coco(**changes: Any) -> Work:
     asked = experiment(data={"coco": {"root": "coco"}, "uavdt": {"root": "uavdt"}}, **changes)
-    return detection(asked, "coco", Path("backbone"), Path("out"), "base")
+    return detection(asked, "coco", EncoderChoice(Path("backbone")), Path("out"), "base")
 
 
 def test_a_detector_depends_on_its_recipe_its_data_and_its_encoder(data: Path) -> None:
@@ -73,7 +74,7 @@ def test_ignore_boxes_and_a_checkpoint_for_a_model_count_and_reach_the_job(data:
     asked = experiment(data={"uavdt": {"root": "uavdt"}})
 
     def work() -> Work:
-        return detection(asked, "uavdt", None, Path("out"), "base", model="vit", checkpoint=Path("backbone"))
+        return detection(asked, "uavdt", EncoderChoice(model="vit", checkpoint=Path("backbone")), Path("out"), "base")
 
     first = work()
     assert (first.inputs["model"], first.inputs["checkpoint"]) == ("vit", str(data / "backbone"))
@@ -82,8 +83,18 @@ def test_ignore_boxes_and_a_checkpoint_for_a_model_count_and_reach_the_job(data:
     (data / "backbone").write_text("others")
     assert len({first.recipe, second.recipe, work().recipe}) == 3
     (data / "backbone").unlink()
-    with pytest.raises(UserError, match="backbone: no such file; the encoder is expected there"):
+    with pytest.raises(UserError, match="backbone: no such file; an encoder's weights"):
         work()
+
+
+def test_an_untrained_encoder_is_another_where_its_settings_are() -> None:
+    untrained = EncoderChoice(random=True)
+    first = untrained.digest(experiment())
+    assert untrained.digest(experiment(knn={"k": [7]})) == first
+    assert untrained.digest(experiment(pretrain={"encoder": {"position_strength": 0.5}})) != first
+    # timm's own are built without them
+    named = EncoderChoice(model="vit_tiny_patch16_224", random=True)
+    assert named.digest(experiment()) == named.digest(experiment(pretrain={"encoder": {"position_strength": 0.5}}))
 
 
 def test_a_batch_that_does_not_fit_is_refused_before_it_waits_in_a_queue(data: Path) -> None:
@@ -97,7 +108,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_it_waits_in_a_queue(data: P
 
 def test_the_outputs_are_those_of_the_rules(data: Path) -> None:
     asked = experiment(data={"uavdt": {"root": "uavdt"}})
-    uavdt = detection(asked, "uavdt", None, Path("out"), "base", random=True)
+    uavdt = detection(asked, "uavdt", EncoderChoice(random=True), Path("out"), "base")
     assert uavdt.results == ("model.pth", "detections.json", "test.json", "metrics.json")
     assert coco().results == ("model.pth", "detections.json", "metrics.json")
     work = pretraining(asked, Path("images"), Path("out"), "base")
@@ -127,7 +138,7 @@ def test_errors_name_the_setting_that_holds(data: Path) -> None:
 @pytest.mark.parametrize(
     ("remove", "message"),
     [
-        ("backbone", "backbone: no such file; the encoder is expected there"),
+        ("backbone", "backbone: no such file; an encoder's weights"),
         ("coco/annotations/instances_val2017.json", "instances_val2017.json: no such file; COCO's annotations"),
     ],
 )
@@ -140,9 +151,9 @@ def test_missing_files_are_told_before_anything_is_submitted(data: Path, remove:
 def test_an_encoder_must_be_named(data: Path) -> None:
     asked = experiment(data={"coco": {"root": "coco"}})
     with pytest.raises(UserError, match="--backbone: name the encoder"):
-        detection(asked, "coco", None, Path("out"), "base")
+        detection(asked, "coco", EncoderChoice(), Path("out"), "base")
     with pytest.raises(UserError, match=r"data\.uavdt: the data set is not set"):
-        detection(asked, "uavdt", Path("backbone"), Path("out"), "base")
+        detection(asked, "uavdt", EncoderChoice(Path("backbone")), Path("out"), "base")
 
 
 def test_time_limits_leave_time_to_save() -> None:
