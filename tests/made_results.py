@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from flsl.config.checking import check
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, run_experiment
+from flsl.config.loading import run_experiment
 from flsl.config.sweep import plan, record
 from flsl.runtime.outputs import sha256_json, write_json, write_text
 

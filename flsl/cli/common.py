@@ -83,8 +83,9 @@ def encoder(args: argparse.Namespace) -> EncoderChoice:
 
 def experiment(args: argparse.Namespace) -> Experiment:
     """Return the experiment that the arguments of :func:`config_arguments` describe."""
+    from flsl.config.checking import check
     from flsl.config.experiment import Experiment
-    from flsl.config.loading import check, load_experiment, run_experiment, set_overrides
+    from flsl.config.loading import load_experiment, run_experiment, set_overrides
 
     if args.config is not None:
         loaded = load_experiment(args.config, args.overrides)

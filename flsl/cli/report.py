@@ -1,4 +1,4 @@
-"""``flsl report`` and ``flsl ablation``: tables and figures."""
+"""``flsl report``: tables and figures."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(args: argparse.Namespace, base: TrackingSettings | None = None) -> TrackingSettings:
+    from flsl.config.checking import check
     from flsl.config.experiment import TrackingSettings
-    from flsl.config.loading import check
 
     given = {
         "uri": args.uri,

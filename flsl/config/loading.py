@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from flsl.config.checking import check as check
-from flsl.config.checking import numbers, set_dotted
+from flsl.config.checking import check, numbers, set_dotted
 from flsl.config.experiment import Experiment
 from flsl.config.sweep import plan, resolve
 from flsl.runtime.errors import UserError, nearest

@@ -32,9 +32,8 @@ from flsl.data.photometric import (
     apply_photometric,
     draw_photometric,
 )
+from flsl.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 _REFERENCE_SIZE = 224
 
 
@@ -231,7 +230,9 @@ class FLSLViews:
         sigma = self._blur_scale * self._settings.blur_radius[1]
         changed = apply_photometric(images, colours, sigma, operations.colours)
         if changed.device not in self._mean_and_std:
-            self._mean_and_std[changed.device] = torch.tensor([_MEAN, _STD], device=changed.device)[..., None, None]
+            self._mean_and_std[changed.device] = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=changed.device)[
+                ..., None, None
+            ]
         mean, std = self._mean_and_std[changed.device]
         return operations.normalise(changed, mean, std)
 

@@ -28,9 +28,8 @@ from flsl.detect.optimiser import learning_rate, parameter_groups, set_rate
 from flsl.detect.predict import merge, predict
 from flsl.model.backbone import Backbone
 from flsl.runtime import checkpoint, distributed
-from flsl.runtime.errors import UserError
+from flsl.runtime.errors import Stopped, UserError
 from flsl.runtime.history import History
-from flsl.runtime.interrupt import Stopped
 from flsl.runtime.pace import Pace
 from flsl.runtime.training import all_finite, resume
 

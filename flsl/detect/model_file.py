@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from flsl.config.checking import check
 from flsl.config.detect import DetectorSettings, RecipeSettings
-from flsl.config.loading import check
 from flsl.model.backbone import Backbone, load_backbone, read_checkpoint, timm_metadata
 from flsl.runtime import checkpoint
 from flsl.runtime.errors import UserError, require_file

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from flsl.data.decode import open_image, reason
-from flsl.data.uavdt import TEST_SEQUENCES, TRAIN_SEQUENCES
+from flsl.data.uavdt import CATEGORIES, TEST_SEQUENCES, TRAIN_SEQUENCES
 from flsl.detect.uavdt_files import Sequence, image_id, read_sequences
 from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.outputs import write_json
@@ -20,7 +20,6 @@ from flsl.runtime.progress import warn
 
 Split = Literal["train", "test"]
 Classes = Literal["vehicle", "each"]
-CLASS_NAMES = {1: "car", 2: "truck", 3: "bus"}
 _FRAME = re.compile(r"img(\d{6})\.jpe?g", re.IGNORECASE)
 
 
@@ -62,7 +61,7 @@ def convert(
         UserError: when frames are missing or unreadable, or a ground truth file is broken.
     """
     frames = require_folder(frames, "UAVDT's frames (<sequence>/img000001.jpg)")
-    categories = {1: "vehicle"} if classes == "vehicle" else CLASS_NAMES
+    categories = {1: "vehicle"} if classes == "vehicle" else CATEGORIES
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     skipped: Counter[str] = Counter()

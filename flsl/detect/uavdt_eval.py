@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from flsl.data.uavdt import LAST_FRAME
+from flsl.data.uavdt import CATEGORIES, LAST_FRAME
 from flsl.detect.coco_eval import CocoFigures
 from flsl.detect.coco_files import Record
 from flsl.detect.uavdt_coco import Boxes, coco_stats
@@ -53,7 +53,7 @@ SEQUENCE_ATTRIBUTES: Mapping[str, frozenset[str]] = {
 }
 """Test sequences by the official toolkit's attributes."""
 OBJECT_ATTRIBUTES: Mapping[str, Mapping[int, str]] = {
-    "category": {1: "car", 2: "truck", 3: "bus"},
+    "category": CATEGORIES,
     "occlusion": {1: "none", 2: "large", 3: "medium", 4: "small"},
     "out_of_view": {1: "none", 2: "medium", 3: "small"},
 }

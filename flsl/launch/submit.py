@@ -9,9 +9,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from flsl.config.checking import check
 from flsl.config.cluster import ClusterSettings
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check
 from flsl.launch import request
 from flsl.launch.live import Live, tail
 from flsl.launch.outcome import Outcome, log_path

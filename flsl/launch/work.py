@@ -67,7 +67,7 @@ class Work:
             UserError: as the stage's own function.
             Stopped: when a signal ended it after it was saved.
         """
-        from flsl.config.loading import check
+        from flsl.config.checking import check
 
         settings, out = check(Experiment, self.settings, "the submitted settings"), Path(self.out)
         if self.stage == "pretrain":

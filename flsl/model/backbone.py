@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,13 +17,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from flsl.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from flsl.model.vit import multiply_patches, sincos_positions
 from flsl.runtime.checkpoint import why_unreadable
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import atomic
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _MODEL_KEY, _ARGUMENTS_KEY = "timm_model", "timm_arguments"
 _ENCODER_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "blocks", "norm", "norm_pre", "fc_norm")
 
@@ -79,6 +79,14 @@ class Backbone(nn.Module):
             images, indices=last_n, norm=True, output_fmt="NLC", intermediates_only=True
         )
         return [self.vit.fc_norm(block) for block in tokens]
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the names and bytes of all weights."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            found.update(name.encode())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def check_blocks(self, last_n: int) -> None:
         """Refuse more blocks than there are.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from flsl.config.pretrain import PretrainSettings
 from flsl.data.crops import resized
 from flsl.data.images import ImageSet
-from flsl.model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from flsl.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from flsl.model.neighbours import knn_accuracy
 from flsl.runtime.errors import UserError
 from flsl.runtime.progress import say, warn

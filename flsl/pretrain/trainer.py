@@ -25,8 +25,9 @@ from flsl.pretrain.step import LOSSES, TrainingStep
 from flsl.runtime import checkpoint, distributed
 from flsl.runtime.compiler import require_compiler
 from flsl.runtime.environment import write_lock
+from flsl.runtime.errors import Stopped
 from flsl.runtime.history import History, read_history
-from flsl.runtime.interrupt import Stopped, StopRequest
+from flsl.runtime.interrupt import StopRequest
 from flsl.runtime.outputs import StageRecord, sha256_file
 from flsl.runtime.pace import Pace
 from flsl.runtime.progress import bar

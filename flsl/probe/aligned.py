@@ -21,7 +21,6 @@ from flsl.model.backbone import Backbone
 from flsl.model.choice import EncoderChoice
 from flsl.model.neighbours import top_neighbours, vote
 from flsl.probe.encoder import feature_function, load_frozen
-from flsl.probe.features import names
 from flsl.probe.images import ImageSource, check_labels
 from flsl.probe.loading import CentreCrop, batches, in_order
 from flsl.probe.store import check_finite
@@ -173,8 +172,7 @@ def _patches(
     float16 halves the memory of millions of patches; its rounding moves a cosine by less than 0.001.
     """
     settings = experiment.features
-    paths = names(images)
-    found = find_boxes(images.root, boxes, paths)
+    found = find_boxes(images.root, boxes, images.paths)
     make = _CropAndPatches(CentreCrop(settings.resize, settings.crop), found, backbone.patch_size)
     tokens = feature_function(backbone, device, settings.precision, last_n=1)
     features = torch.empty(len(found.images), PATCHES, backbone.width, dtype=torch.float16)
@@ -188,7 +186,7 @@ def _patches(
             indices, crops, places = indices[seen], crops[seen], places[seen].to(device)
             if len(indices):
                 chosen = tokens(crops)[:, 0].float().gather(1, places[..., None].expand(-1, -1, backbone.width))
-                check_finite(chosen, [paths[index] for index in indices.tolist()])
+                check_finite(chosen, [images.paths[index] for index in indices.tolist()])
                 features[len(used) : len(used) + len(indices)] = F.normalize(chosen, dim=2).half().cpu()
                 used += indices.tolist()
             shown.advance(len(seen))

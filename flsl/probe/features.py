@@ -60,7 +60,7 @@ def extract(experiment: Experiment, choice: EncoderChoice, source: ImageSource, 
     for split, images, named in zip(SPLITS, (train, val), labels, strict=True):
         shape = (len(images), settings.blocks, backbone.width)
         path = out / f"{split}.safetensors"
-        with feature_file(path, shape, named, train.class_names, names(images), about) as append:
+        with feature_file(path, shape, named, train.class_names, images.paths, about) as append:
             started = time.perf_counter()
             for features in encode(backbone, images, settings, settings.blocks, experiment.compute.workers, device):
                 append(features)
@@ -90,16 +90,10 @@ def encode(
     """
     tokens = feature_function(backbone, device, settings.precision, last_n)
     crop = CentreCrop(settings.resize, settings.crop)
-    paths = names(images)
     keys = in_order(range(len(images)), settings.batch_size)
     with bar("features", len(images)) as shown:
         for indices, crops in batches(images.load, crop, keys, workers, device):
             features = mean_tokens(tokens(crops)).cpu()
-            check_finite(features, [paths[index] for index in indices.tolist()])
+            check_finite(features, [images.paths[index] for index in indices.tolist()])
             yield features
             shown.advance(len(indices))
-
-
-def names(images: ImageSet) -> list[str]:
-    """Return the images' paths below their root."""
-    return list(images.paths)

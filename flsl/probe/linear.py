@@ -5,7 +5,6 @@ Choosing on the validation set is what DINOv2's evaluation does (arXiv 2304.0719
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from flsl.data.manifest import content
 from flsl.model.backbone import Backbone
 from flsl.model.choice import EncoderChoice
 from flsl.probe.encoder import feature_function, load_frozen, mean_tokens
-from flsl.probe.features import encode, names
+from flsl.probe.features import encode
 from flsl.probe.grid import LinearGrid
 from flsl.probe.images import ImageSource, check_labels
 from flsl.probe.loading import RandomCrop, batches, shuffled
@@ -178,13 +177,9 @@ def _report(
 
 def _identity(experiment: Experiment, backbone: Backbone, images: ImageSet, val: ImageSet, known: list[str]) -> str:
     """Return a digest of all that the probes' weights depend on: another one, and a checkpoint is not continued."""
-    weights = hashlib.sha256()
-    for name, value in sorted(backbone.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     features = experiment.features.model_dump(include={"crop", "precision"})
-    sets = [[names(part), np.asarray(part.labels).tolist(), list(part.class_names)] for part in (images, val)]
-    return sha256_json([_CROPS, experiment.seed, experiment.linear.plain(), features, weights.hexdigest(), sets, known])
+    sets = [[list(part.paths), np.asarray(part.labels).tolist(), list(part.class_names)] for part in (images, val)]
+    return sha256_json([_CROPS, experiment.seed, experiment.linear.plain(), features, backbone.digest(), sets, known])
 
 
 def _resume(path: Path, identity: str, grid: LinearGrid) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -16,7 +15,7 @@ from flsl.runtime.attempts import read_attempts
 from flsl.runtime.compared import headlines
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.outputs import write_text
-from flsl.runtime.results import Project, Run
+from flsl.runtime.results import Project, Run, mapping
 
 _WHOLE = ("project", "results", "tracking", "cluster", "runs", "ablations")  # settings of the project, not of a run
 
@@ -107,7 +106,7 @@ def _stale(project: Project, run: Run) -> list[str]:
 
 
 def _environment(run: Run) -> str:
-    found = {stage.name: _mapping(stage.provenance.get("packages")) for stage in run.stages.values()}
+    found = {stage.name: mapping(stage.provenance.get("packages")) for stage in run.stages.values()}
     names = list(dict.fromkeys(name for packages in found.values() for name in packages))
     rows = []
     for name in names:
@@ -120,7 +119,7 @@ def _inputs(run: Run) -> str:
     rows = [
         [stage.name, code(path), code(str(digest)[:16])]
         for stage in run.stages.values()
-        for path, digest in _mapping(stage.provenance.get("inputs")).items()
+        for path, digest in mapping(stage.provenance.get("inputs")).items()
     ]
     return table(["stage", "file", "SHA-256"], rows) if rows else "Nothing is recorded yet."
 
@@ -129,7 +128,3 @@ def _settings(run: Run) -> str:
     own = {name: value for name, value in run.config.items() if name not in _WHOLE}
     text = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
     return f"```yaml\n{text}```" if own else "There is no config.yaml."
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

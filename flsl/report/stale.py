@@ -10,7 +10,7 @@ from typing import Any
 
 from flsl.runtime.code import code_now
 from flsl.runtime.outputs import sha256_file, stamp
-from flsl.runtime.results import PRETRAIN, Project, Run, Stage, flat
+from flsl.runtime.results import PRETRAIN, Project, Run, Stage, flat, mapping
 
 _SMALL = 64 * 2**20  # bytes that are hashed where size and time do not tell that a file is the same
 _NAMED = 3
@@ -117,19 +117,14 @@ def _planned(run: Run, stage: Stage) -> Mapping[str, Any]:
     config, kind = run.config, str((stage.record or {}).get("stage", stage.name))
     seed = {"seed": config["seed"]} if "seed" in config else {}
     if kind == PRETRAIN:
-        return {**seed, **_section(config, PRETRAIN)}
+        return {**seed, **mapping(config.get(PRETRAIN))}
     if kind == "baseline":
-        return {**seed, **_section(_section(config, "baselines"), run.name)}
+        return {**seed, **mapping(mapping(config.get("baselines")).get(run.name))}
     if kind in ("coco", "uavdt"):
-        detection = _section(config, "detection")
+        detection = mapping(config.get("detection"))
         chosen = {name: detection[name] for name in ("engine", "model") if name in detection}
-        return {**seed, **chosen, "recipe": _section(detection, kind)}
-    return _section(config, kind)
-
-
-def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = config.get(name)
-    return value if isinstance(value, Mapping) else {}
+        return {**seed, **chosen, "recipe": mapping(detection.get(kind))}
+    return mapping(config.get(kind))
 
 
 def _some(names: list[str]) -> str:

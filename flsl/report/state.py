@@ -10,7 +10,7 @@ from flsl.report.markdown import code, name_of
 from flsl.report.stale import Stale
 from flsl.runtime.compared import ordered
 from flsl.runtime.progress import counted
-from flsl.runtime.results import CONFIG, PRETRAIN, Project
+from flsl.runtime.results import CONFIG, PRETRAIN, Project, mapping
 
 _LONGEST = 30  # lines of what is missing or stale
 
@@ -30,7 +30,7 @@ def missing(project: Project) -> list[str]:
     """Return a line for each run that has not begun, each that lacks stages, and each file that cannot be read."""
     config = newest_config(project)
     present = {run.name for run in project.runs}
-    names = [*_mapping(config.get("runs")), *_mapping(config.get("baselines"))]
+    names = [*mapping(config.get("runs")), *mapping(config.get("baselines"))]
     lines = [f"- {code(name)} has not begun" for name in names if name not in present]
     for run in project.runs:
         complete = {name for name, stage in run.stages.items() if stage.record is not None}
@@ -75,7 +75,3 @@ def newest_config(project: Project) -> Mapping[str, Any]:
 def _bounded(lines: Sequence[str]) -> str:
     rest = [f"- and {len(lines) - _LONGEST} more"] if len(lines) > _LONGEST else []
     return "\n".join([*lines[:_LONGEST], *rest])
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -18,7 +18,7 @@ from flsl.runtime.ablations import read_ablations
 from flsl.runtime.compared import Headline, changed_settings, headlines, ordered
 from flsl.runtime.outputs import atomic, write_text
 from flsl.runtime.progress import counted
-from flsl.runtime.results import HISTORY, PRETRAIN, Project, Run, flat
+from flsl.runtime.results import HISTORY, PRETRAIN, Project, Run, flat, mapping
 
 _MAIN = (
     "encoder.name",
@@ -141,10 +141,10 @@ def _data(manifests: Mapping[str, Mapping[str, Any]]) -> str:
         return "No manifest was written (`flsl data check` does), so that nothing is known about the data."
     rows = []
     for name, manifest in sorted(manifests.items()):
-        splits, classes, left_out = (_mapping(manifest.get(key)) for key in ("splits", "classes", "quarantined"))
-        sizes = _mapping(manifest.get("image_sizes"))
+        splits, classes, left_out = (mapping(manifest.get(key)) for key in ("splits", "classes", "quarantined"))
+        sizes = mapping(manifest.get("image_sizes"))
         shown = [
-            f"{split}: {_mapping(facts).get('ok', _mapping(facts).get('files', '?'))}"
+            f"{split}: {mapping(facts).get('ok', mapping(facts).get('files', '?'))}"
             for split, facts in splits.items()
             if split
         ]
@@ -239,7 +239,3 @@ def _state(run: Run, name: str) -> str:
     if run.baseline and name == PRETRAIN:
         return "not trained"
     return duration(stage.seconds)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -9,8 +9,6 @@ from flsl.runtime.distributed import Agreement
 from flsl.runtime.errors import Stopped
 from flsl.runtime.signals import STOPPING
 
-__all__ = ["StopRequest", "Stopped"]
-
 
 class StopRequest:
     """Collects the signals while the body of ``with`` runs, and agrees on them over all ranks.

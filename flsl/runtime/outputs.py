@@ -25,7 +25,7 @@ from flsl.runtime.code import used_code
 from flsl.runtime.errors import UserError
 
 _PACKAGES = ("flsl", "torch", "torchvision", "timm", "numpy", "pandas", "detectron2", "faster-coco-eval")
-_OUR_FAULT_IF_NOT = {
+_REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space and start the stage again",
     errno.EDQUOT: "the disk quota is used up; free some space and start the stage again",
     errno.EACCES: "no permission to write there; choose another folder or change its permissions",
@@ -43,7 +43,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _OUR_FAULT_IF_NOT.get(error.errno or 0)
+        reason = _REMEDIES.get(error.errno or 0)
         if reason is None:
             raise
         raise UserError(f"{path}: cannot be written: {reason}") from error

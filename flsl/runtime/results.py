@@ -51,12 +51,12 @@ class Stage:
     @property
     def params(self) -> Mapping[str, Any]:
         """The stage's settings."""
-        return _mapping(self.record, "params")
+        return mapping(mapping(self.record).get("params"))
 
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Where the figures come from: commit, packages, host, device, start, seconds."""
-        return _mapping(self.record, "provenance")
+        return mapping(mapping(self.record).get("provenance"))
 
     @property
     def started(self) -> datetime | None:
@@ -97,7 +97,8 @@ class Run:
         pretrain = self.stages.get(PRETRAIN)
         if pretrain is not None and pretrain.record is not None:
             return pretrain.record.get("stage") == "baseline"
-        return self.name in _mapping(self.config, "baselines") and self.name not in _mapping(self.config, "runs")
+        runs, baselines = mapping(self.config.get("runs")), mapping(self.config.get("baselines"))
+        return self.name in baselines and self.name not in runs
 
     @property
     def seed(self) -> int | None:
@@ -113,16 +114,16 @@ class Run:
         pretrain = self.stages.get(PRETRAIN)
         recorded = dict(pretrain.params) if pretrain is not None else {}
         if self.baseline:
-            made = _mapping(_mapping(self.config, "baselines"), self.name) or recorded
+            made = mapping(mapping(self.config.get("baselines")).get(self.name)) or recorded
             settings: dict[str, Any] = {"baseline": {key: value for key, value in made.items() if value is not None}}
-            encoder = _mapping(_mapping(self.config, PRETRAIN), "encoder")
+            encoder = mapping(mapping(self.config.get(PRETRAIN)).get("encoder"))
             if made.get("kind") == "random" and encoder:
                 settings[PRETRAIN] = {"encoder": dict(encoder)}
         else:
-            recipe = dict(_mapping(self.config, PRETRAIN) or recorded)
+            recipe = dict(mapping(self.config.get(PRETRAIN)) or recorded)
             recipe.pop("seed", None)
             settings = {PRETRAIN: recipe} if recipe else {}
-            for name, value in _mapping(_mapping(self.config, "runs"), self.name).items():
+            for name, value in mapping(mapping(self.config.get("runs")).get(self.name)).items():
                 # what a run changes of its evaluations makes it another one as well
                 if name.partition(".")[0] not in (PRETRAIN, "seed"):
                     _set(settings, name.split("."), value)
@@ -267,7 +268,6 @@ def _object(value: Any, path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _mapping(value: Mapping[str, Any] | None, key: str) -> Mapping[str, Any]:
-    """Return ``value[key]`` where that is a mapping, else an empty one."""
-    found = value.get(key) if value is not None else None
-    return found if isinstance(found, Mapping) else {}
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a part of a file that somebody may have changed, where it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}

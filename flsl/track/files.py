@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flsl.runtime.environment import LOCK
 from flsl.runtime.machine import SYSTEM
-from flsl.runtime.outputs import sha256_json
+from flsl.runtime.outputs import sha256_json, stamp
 from flsl.runtime.results import CONFIG, HISTORY, RECORD, stage_folders
 
 _SHAPE = 3  # of the view; another number makes `sync` look at everything again
@@ -42,13 +42,7 @@ def _shown(folder: Path) -> set[str]:
 
 def listing(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Return size and time of those of ``names`` that are files of ``folder``."""
-    stamps = {}
-    for name in sorted(names):
-        path = folder / name
-        if path.is_file():
-            found = path.stat()
-            stamps[name] = f"{found.st_size} {found.st_mtime_ns}"
-    return stamps
+    return {name: stamp(folder / name) for name in sorted(names) if (folder / name).is_file()}
 
 
 def _size(path: Path) -> int:

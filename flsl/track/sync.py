@@ -6,8 +6,8 @@ import contextlib
 from collections import defaultdict
 from pathlib import Path
 
+from flsl.config.checking import check
 from flsl.config.experiment import TrackingSettings
-from flsl.config.loading import check
 from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.progress import track, warn
 from flsl.runtime.results import CONFIG, read_config, read_project, read_run, run_folders

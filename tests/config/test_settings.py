@@ -10,9 +10,10 @@ import pytest
 import yaml
 from hypothesis import given
 
+from flsl.config.checking import check
 from flsl.config.docs import README, SCHEMA, readme_text, schema_text
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, load_experiment, merge, parse_yaml, require_data, run_experiment
+from flsl.config.loading import load_experiment, merge, parse_yaml, require_data, run_experiment
 from flsl.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 
 from flsl.config.changes import run_name
+from flsl.config.checking import check
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, require_data, run_experiment
+from flsl.config.loading import require_data, run_experiment
 from flsl.config.sweep import Plan, plan
 from flsl.runtime.errors import UserError
 

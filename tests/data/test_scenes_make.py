@@ -16,8 +16,8 @@ import psutil
 import pytest
 from processes import alive, wait_for
 
+from flsl.config.checking import check
 from flsl.config.data import ScenesSettings
-from flsl.config.loading import check
 from flsl.data.scenes import images
 from flsl.data.scenes.make import DATA_SETS, make_scenes
 from flsl.runtime.errors import UserError

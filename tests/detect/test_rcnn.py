@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flsl.config.checking import check
 from flsl.config.detect import DetectorSettings
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check
 from flsl.detect.rcnn import Detector
 from flsl.model.choice import EncoderChoice
 

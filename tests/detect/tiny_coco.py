@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flsl.config.checking import check
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, set_overrides
+from flsl.config.loading import set_overrides
 
 COLOURS = {3: (220, 40, 40), 7: (40, 60, 220)}
 

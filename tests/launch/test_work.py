@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from flsl.config.checking import check
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check
 from flsl.launch.request import processes, tasks_per_node
 from flsl.launch.work import Work, detection, for_detection, pretraining
 from flsl.model.choice import EncoderChoice

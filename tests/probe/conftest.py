@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from flsl.config.checking import check
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check
 from flsl.config.pretrain import EncoderSettings
 from flsl.model.backbone import save_backbone
 from flsl.model.vit import build_encoder, timm_arguments

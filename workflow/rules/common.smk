@@ -14,7 +14,8 @@ from snakemake.utils import update_config
 
 from flsl.config.chain import check_chains
 from flsl.config.experiment import Experiment
-from flsl.config.loading import check, compose, parse_yaml, require_data
+from flsl.config.checking import check
+from flsl.config.loading import compose, parse_yaml, require_data
 from flsl.config.sweep import plan, record, resolve
 from flsl.data.revision import revision
 from flsl.data.scenes.davis import splits as made_splits
