@@ -59,7 +59,9 @@ def _add_evaluate(sub: Commands) -> None:
         sub, "evaluate", sampled(_evaluate), "Evaluate masks as davis2017-evaluation does: J, F and J&F, in percent."
     )
     _data_arguments(parser)
-    parser.add_argument("--masks", type=Path, required=True, metavar="DIR", help="predicted masks, as propagate writes")
+    parser.add_argument(
+        "--masks", type=Path, required=True, metavar="MASKS", help="predicted masks, as propagate writes"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="JSON", help="file for the figures and tables")
     _previews_argument(parser, "folder of the records of `propagate`, which tell the settings")
     parser.add_argument("--sheets", type=Path, metavar="DIR", help="copy the sequences' contact sheets there")
@@ -86,17 +88,18 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _previews_argument(parser: argparse.ArgumentParser, help: str) -> None:
-    parser.add_argument("--previews", type=Path, metavar="DIR", help=f"{help} (default: `previews` beside the masks)")
+    parser.add_argument("--previews", type=Path, metavar="DIR", help=f"{help} (default: MASKS-previews)")
 
 
 def _propagate(args: argparse.Namespace) -> None:
+    from flsl.video.records import previews_beside
     from flsl.video.sequences import sequence_names
     from flsl.video.stage import Outputs, propagate_sequences
 
     settings = _experiment(args)
     davis = _root(args, settings)
     names = sequence_names(davis, settings.davis, args.sequences)
-    outputs = Outputs(args.out, args.previews or args.out.parent / "previews")
+    outputs = Outputs(args.out, args.previews or previews_beside(args.out))
     propagate_sequences(davis, names, settings.davis, _method(args, settings), outputs, args.fresh)
 
 
@@ -120,12 +123,13 @@ def _method(args: argparse.Namespace, settings: Experiment) -> Method:
 def _evaluate(args: argparse.Namespace) -> None:
     from flsl.data.manifest import checked
     from flsl.video.figures import Made, write_figures
+    from flsl.video.records import previews_beside
 
     settings = _experiment(args)
     davis = _root(args, settings)
     record = write_figures(
         davis,
-        Made(args.masks, args.previews or args.masks.parent / "previews"),
+        Made(args.masks, args.previews or previews_beside(args.masks)),
         settings.davis,
         args.out,
         args.name or args.run_name or args.masks.name,

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from flsl.config.video import DavisSettings
-from flsl.runtime.errors import require_file
+from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import StageRecord, atomic
 from flsl.runtime.progress import warn
 from flsl.video.davis_eval import evaluate
-from flsl.video.records import made_how
+from flsl.video.records import Propagation, made_how
 from flsl.video.sequences import is_annotated, sequence_names, split_list
 
 
@@ -60,11 +60,15 @@ def write_figures(
         what was written.
 
     Raises:
-        UserError: as :func:`flsl.video.davis_eval.evaluate`, and when sequences were made with different settings.
+        UserError: as :func:`flsl.video.davis_eval.evaluate`, when sequences were made with different settings, and when
+            contact sheets are wanted and the records are not about these masks, so that neither are the sheets.
     """
     names = sequence_names(root, settings, only)
     where = {"split": settings.split, "year": settings.year, "resolution": settings.resolution}
-    how = made_how(made.previews, names, made.masks)
+    known = made_how(made.previews, names, made.masks)
+    if sheets is not None and known is None:
+        raise UserError(f"--sheets: {made.previews} holds no contact sheets of {made.masks}; propagate it, or drop it")
+    how = known or Propagation()
     params, read = {**where, **how.params}, [split_list(root, settings), *data]
     record = StageRecord("davis", run, params, read, made_with=how.facts, seconds=how.seconds)
     if sheets is not None:

@@ -14,6 +14,11 @@ from flsl.runtime.outputs import package_versions, read_json, sha256_file
 from flsl.runtime.progress import warn
 
 
+def previews_beside(masks: Path) -> Path:
+    """Return where records and pictures of masks stand unless it is said: a folder that is only theirs."""
+    return Path(f"{masks.resolve()}-previews")
+
+
 def record_path(previews: Path, name: str) -> Path:
     """Return where the record of the sequence ``name`` stands."""
     return previews / f"{name}.json"
@@ -27,8 +32,12 @@ def masks_digest(folder: Path) -> str:
     return content.hexdigest()
 
 
-def is_made(path: Path, run: str, params: Mapping[str, Any], inputs: Iterable[Path], outputs: Iterable[Path]) -> bool:
+def is_made(
+    path: Path, run: str, params: Mapping[str, Any], inputs: Iterable[Path], outputs: Iterable[Path], masks: Path
+) -> bool:
     """Tell whether a record says that all was made so (run, settings, inputs, packages, code), and all is there.
+
+    The masks must be those that the record is about: others may have been put in their place, or they were damaged.
 
     Args:
         path: the record.
@@ -36,18 +45,20 @@ def is_made(path: Path, run: str, params: Mapping[str, Any], inputs: Iterable[Pa
         params: the settings.
         inputs: files that it was made from; they are hashed.
         outputs: files that were made.
+        masks: folder of the sequence's masks.
     """
     try:
         record = read_json(path, "a record")
         provenance = record["provenance"]
         made = (record["run"], record["params"], provenance["packages"])
-        hashes, code = provenance["inputs"], dict(provenance["code"])
+        hashes, code, digest = provenance["inputs"], dict(provenance["code"]), record["masks_sha256"]
     except (UserError, KeyError, TypeError, ValueError):
         return False
     return (
         made == (run, dict(params), package_versions())
         and all(output.is_file() for output in outputs)
         and code == code_now(code)
+        and digest == masks_digest(masks)
         and hashes == {str(file): sha256_file(file) for file in inputs}
     )
 
@@ -67,8 +78,8 @@ class Propagation:
     seconds: float = 0.0
 
 
-def made_how(previews: Path, names: Iterable[str], masks: Path) -> Propagation:
-    """Return how the ``masks`` of the sequences ``names`` were made; nothing where not all have a record of them.
+def made_how(previews: Path, names: Iterable[str], masks: Path) -> Propagation | None:
+    """Return how the ``masks`` of the sequences ``names`` were made; None where not all have a record of them.
 
     Raises:
         UserError: when they were made with different settings, or a record is none.
@@ -77,13 +88,13 @@ def made_how(previews: Path, names: Iterable[str], masks: Path) -> Propagation:
     for name in names:
         path = record_path(previews, name)
         if not path.is_file():
-            return Propagation()
+            return None
         record = read_json(path, "a sequence's record")
         if not isinstance(record, dict) or not isinstance(record.get("provenance"), dict):
             raise UserError(f"{path}: no record of a sequence; propagate it again")
         if record.get("masks_sha256") != masks_digest(masks / name):
             warn(f"{masks / name}: not the masks that {path} is about; how they were made is left out of the figures")
-            return Propagation()
+            return None
         records.append(record)
         params, first = record.get("params", {}), records[0].get("params", {})
         if params != first:
@@ -92,7 +103,7 @@ def made_how(previews: Path, names: Iterable[str], masks: Path) -> Propagation:
                 f"{path}: was made with {differing} {params.get(differing)!r}, other sequences with "
                 f"{first.get(differing)!r}; propagate all of them with the same settings"
             )
-    return _together(records) if records else Propagation()
+    return _together(records) if records else None
 
 
 def _together(records: list[dict[str, Any]]) -> Propagation:

@@ -108,7 +108,9 @@ def propagate_sequences(
             video = open_video(root, name, settings)
             masks = [outputs.masks / name / f"{path.stem}.png" for path in video.frames]
             record = record_path(outputs.previews, name)
-            if not fresh and is_made(record, method.run, method.params, _inputs(video, method), masks):
+            if not fresh and is_made(
+                record, method.run, method.params, _inputs(video, method), masks, outputs.masks / name
+            ):
                 say(f"{name}: made before with these settings; kept")
             else:
                 _segment(video, method, outputs)

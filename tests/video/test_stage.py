@@ -120,6 +120,8 @@ def test_what_was_made_with_equal_settings_and_inputs_is_kept(davis, outputs):
     assert make(size=2, run="b") == ["one"]
     (outputs.masks / "one" / "00002.png").unlink()
     assert make(size=2, run="b") == ["one"]
+    write_mask(outputs.masks / "one" / "00002.png", np.zeros((52, 90)))  # by another tool
+    assert make(size=2, run="b") == ["one"]
     Image.new("RGB", (90, 52)).save(davis / "JPEGImages/480p/one/00001.jpg")
     assert make(size=2, run="b") == ["one"]
     record = outputs.previews / "one.json"
@@ -183,7 +185,7 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
     check_data(DavisDataSettings(root=str(davis)), tmp_path / "results/p/data/davis")
     chosen = ["--davis", davis, *TINY, "project=p", f"results={tmp_path / 'results'}"]
     assert run("propagate", *chosen, "--backbone", encoder, "--out", masks) == 0
-    records = [masks.parent / "previews" / f"{name}.json" for name in ("one", "two")]
+    records = [masks.parent / "masks-previews" / f"{name}.json" for name in ("one", "two")]
     texts = [json.loads(path.read_text()) for path in records]
     texts[1]["provenance"]["code"]["flsl.video.affinity"] = "of another day"
     texts[1]["provenance"]["seconds"] = 1000.0
@@ -218,10 +220,13 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
 
 def test_masks_from_elsewhere_are_not_taken_for_the_encoders(davis, tmp_path, capsys):
     (davis / "ImageSets/2017/val.txt").write_text("one\ntwo\n")
-    masks, out = tmp_path / "run/masks", tmp_path / "run/metrics.json"
+    masks, previews, out = (tmp_path / "run" / name for name in ("masks", "masks-previews", "metrics.json"))
     assert run("propagate", "--davis", davis, *TINY, "--random-init", "--out", masks) == 0
     shutil.copytree(davis / "Annotations/480p", tmp_path / "run/others")
-    evaluate = ["evaluate", "--davis", davis, *TINY, "--out", out, "--jobs", 1, "--masks"]
+    evaluate = ["evaluate", "--davis", davis, *TINY, "--out", out, "--jobs", 1, "--previews", previews, "--masks"]
+    assert run(*evaluate, tmp_path / "run/others", "--sheets", tmp_path / "sheets") == 2
+    assert "masks-previews holds no contact sheets of" in capsys.readouterr().err
+    assert not (tmp_path / "sheets").exists()
     assert run(*evaluate, tmp_path / "run/others") == 0
     record = json.loads(out.read_text())
     assert record["metrics"]["davis/J-Mean"] == 100
