@@ -18,6 +18,11 @@ _SECONDS = 4.0
 _OPACITY = 0.5
 
 
+def preview_paths(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return where the animation and the contact sheet of the sequence ``name`` stand."""
+    return folder / f"{name}.gif", folder / f"{name}.jpg"
+
+
 class Previews:
     """Collects a sequence's overlays (some 40 small pictures) and writes ``<name>.gif`` and ``<name>.jpg``."""
 
@@ -38,7 +43,8 @@ class Previews:
             self._overlays[index].quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
             for index in self._animated
         ]
-        with atomic(folder / f"{name}.gif") as path:
+        animation, sheet = preview_paths(folder, name)
+        with atomic(animation) as path:
             milliseconds = round(1000 * _SECONDS / _ANIMATED_FRAMES)
             images[0].save(
                 path,
@@ -49,7 +55,7 @@ class Previews:
                 loop=0,
                 optimize=False,
             )
-        with atomic(folder / f"{name}.jpg") as path:
+        with atomic(sheet) as path:
             self._contact_sheet().save(path, format="JPEG", quality=88)
 
     def _contact_sheet(self) -> Image.Image:

@@ -24,7 +24,7 @@ from flsl.runtime.distributed import describe
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import StageRecord, writing
 from flsl.runtime.progress import bar, say, warn
-from flsl.video.previews import Previews
+from flsl.video.previews import Previews, preview_paths
 from flsl.video.propagate import Segmented, copy_first_mask, segment
 from flsl.video.records import is_made, masks_digest, record_path
 from flsl.video.sequences import LabelMap, Video, open_video
@@ -106,11 +106,10 @@ def propagate_sequences(
     for name in names:
         try:
             video = open_video(root, name, settings)
-            masks = [outputs.masks / name / f"{path.stem}.png" for path in video.frames]
+            masks = outputs.masks / name
+            made = [*(masks / f"{path.stem}.png" for path in video.frames), *preview_paths(outputs.previews, name)]
             record = record_path(outputs.previews, name)
-            if not fresh and is_made(
-                record, method.run, method.params, _inputs(video, method), masks, outputs.masks / name
-            ):
+            if not fresh and is_made(record, method.run, method.params, _inputs(video, method), made, masks):
                 say(f"{name}: made before with these settings; kept")
             else:
                 _segment(video, method, outputs)

@@ -120,6 +120,9 @@ def test_what_was_made_with_equal_settings_and_inputs_is_kept(davis, outputs):
     assert make(size=2, run="b") == ["one"]
     (outputs.masks / "one" / "00002.png").unlink()
     assert make(size=2, run="b") == ["one"]
+    for picture in ("one.gif", "one.jpg"):
+        (outputs.previews / picture).unlink()
+        assert make(size=2, run="b") == ["one"]
     write_mask(outputs.masks / "one" / "00002.png", np.zeros((52, 90)))  # by another tool
     assert make(size=2, run="b") == ["one"]
     Image.new("RGB", (90, 52)).save(davis / "JPEGImages/480p/one/00001.jpg")
