@@ -30,5 +30,5 @@ class DavisSettings(Settings):
     sequences_per_job: Count = Field(1, description="Sequences that one job of the workflow propagates.")
 
     def protocol(self) -> dict[str, Any]:
-        """Return the settings that figures depend on: all but those that only change speed."""
-        return self.model_dump(mode="json", exclude={"batch_size", "sequences_per_job"})
+        """Return the settings that masks depend on: all but those that choose sequences or only change speed."""
+        return self.model_dump(mode="json", exclude={"split", "year", "batch_size", "sequences_per_job"})

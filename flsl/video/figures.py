@@ -69,7 +69,7 @@ def write_figures(
     if sheets is not None and known is None:
         raise UserError(f"--sheets: {made.previews} holds no contact sheets of {made.masks}; propagate it, or drop it")
     how = known or Propagation()
-    params, read = {**where, **how.params}, [split_list(root, settings), *data]
+    params, read = {**how.params, **where}, [split_list(root, settings), *data]
     record = StageRecord("davis", run, params, read, made_with=how.facts, seconds=how.seconds)
     if sheets is not None:
         for name in names:

@@ -221,6 +221,20 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
     assert facts["code"] == code_now(facts["code"])
 
 
+def test_masks_are_kept_for_other_splits_and_figures_name_the_evaluated_one(davis, tmp_path, capsys):
+    for split, names in {"train": "two", "val": "one", "all": "one\ntwo"}.items():
+        (davis / f"ImageSets/2017/{split}.txt").write_text(names)
+    masks, out = tmp_path / "masks", tmp_path / "metrics.json"
+    for split in ("train", "val", "all"):
+        assert run("propagate", "--davis", davis, *TINY, "--random-init", "--out", masks, "--split", split) == 0
+    assert capsys.readouterr().err.count("kept") == 2
+    for split, count in {"all": 2, "val": 1}.items():
+        chosen = ["--davis", davis, "--split", split]
+        assert run("evaluate", *chosen, "--masks", masks, "--out", out, "--jobs", 1) == 0
+        record = json.loads(out.read_text())
+        assert (record["params"]["split"], len(record["sequences"])) == (split, count)
+
+
 def test_masks_from_elsewhere_are_not_taken_for_the_encoders(davis, tmp_path, capsys):
     (davis / "ImageSets/2017/val.txt").write_text("one\ntwo\n")
     masks, previews, out = (tmp_path / "run" / name for name in ("masks", "masks-previews", "metrics.json"))

@@ -82,6 +82,7 @@ def test_a_job_takes_as_many_sequences_as_the_setting_says(project, size, expect
 
 @pytest.mark.slow
 def test_a_sequence_that_failed_is_made_again_alone_and_is_never_lost(project):
+    (project / "davis/ImageSets/2017/all.txt").write_text("a\nb\nc\n")
     frame = project / "davis/JPEGImages/480p/b/00002.jpg"
     whole = frame.read_bytes()
     frame.write_bytes(whole[:40])
@@ -106,12 +107,16 @@ def test_a_sequence_that_failed_is_made_again_alone_and_is_never_lost(project):
     # batches change speed, not results; the radius changes them
     change(project, batch_size=2)
     assert jobs_left(project) == 0
+    # nor does the split that a sequence belongs to; the figures are of another one
+    change(project, split="all")
+    assert jobs_left(project) == 0
+    assert jobs_left(project, "davis_evaluate") == 1
     change(project, radius=3)
     assert jobs_left(project) == 2
 
 
-def jobs_left(project):
+def jobs_left(project, rule="davis_propagate"):
     found = snakemake(project, "--dry-run", METRICS)
     assert found.returncode == 0, found.stderr
     output = found.stdout + found.stderr
-    return jobs(output).get("davis_propagate", 0) if "Job stats:" in output else 0
+    return jobs(output).get(rule, 0) if "Job stats:" in output else 0

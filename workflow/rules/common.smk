@@ -278,11 +278,11 @@ def davis_part(names):
 
 
 def davis_protocol(*names):
-    """Return a params function: the run's protocol as JSON, or only the settings of it with these names."""
+    """Return a params function: as JSON, the settings that the run's masks depend on, or those with these names."""
 
     def of_run(wildcards):
-        protocol = RESOLVED[wildcards.run].davis.protocol()
-        chosen = {name: protocol[name] for name in names} if names else protocol
+        settings = RESOLVED[wildcards.run].davis
+        chosen = {name: settings.plain()[name] for name in names} if names else settings.protocol()
         return json.dumps(chosen, sort_keys=True)
 
     return of_run
