@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import uuid
 from collections import deque
@@ -126,9 +127,11 @@ def _segment(video: Video, method: Method, outputs: Outputs) -> None:
     final, path_of_record = outputs.masks / video.name, record_path(outputs.previews, video.name)
     unfinished = outputs.masks / f".{video.name}.{uuid.uuid4().hex}.tmp"
     with writing(outputs.masks):
-        for left in outputs.masks.glob(f".{video.name}.*.tmp"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        outputs.masks.mkdir(parents=True, exist_ok=True)
+        for left in outputs.masks.iterdir():  # by a process that was killed
+            if re.fullmatch(rf"\.{re.escape(video.name)}\.[0-9a-f]{{32}}\.tmp", left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        unfinished.mkdir()
         try:
             with bar(f"davis propagate {video.name}", len(video.frames)) as shown, _Writer() as writer:
                 for index, (path, found) in enumerate(zip(video.frames, method.segment(video), strict=True)):

@@ -144,10 +144,12 @@ def test_a_sequence_that_fails_leaves_nothing_behind_and_the_others_whole(davis,
     assert listing(outputs.previews) == ["one.gif", "one.jpg", "one.json"]
 
 
-def test_what_a_killed_process_left_is_cleared_away(davis, outputs):
-    (outputs.masks / ".one.0123.tmp").mkdir(parents=True)
+def test_what_a_killed_process_left_is_cleared_away_and_no_other_sequences(davis, outputs):
+    others = [f".{name}.{'0f' * 16}.tmp" for name in ("one.b", "one")]
+    for name in others:
+        (outputs.masks / name).mkdir(parents=True)
     propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
-    assert [path.name for path in outputs.masks.iterdir()] == ["one"]
+    assert sorted(path.name for path in outputs.masks.iterdir()) == [others[0], "one"]
 
 
 def test_other_weights_are_another_method():
