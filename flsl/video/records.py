@@ -12,6 +12,7 @@ from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import package_versions, read_json, sha256_file
 from flsl.runtime.progress import warn
+from flsl.video.sequences import files_of
 
 
 def previews_beside(masks: Path) -> Path:
@@ -27,7 +28,7 @@ def record_path(previews: Path, name: str) -> Path:
 def masks_digest(folder: Path) -> str:
     """Return a digest of a sequence's masks, by which a record knows them."""
     content = hashlib.sha256()
-    for path in sorted(folder.glob("*.png")):
+    for path in files_of(folder, ".png"):
         content.update(f"{path.name} {sha256_file(path)}\n".encode())
     return content.hexdigest()
 

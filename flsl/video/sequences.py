@@ -60,7 +60,7 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
     try:
         names = list(dict.fromkeys(path.read_text(encoding="utf-8-sig").split()))
     except FileNotFoundError:
-        splits = sorted(list_.stem for list_ in path.parent.glob("*.txt"))
+        splits = [list_.stem for list_ in files_of(path.parent, ".txt")]
         known = f"; there {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}" if splits else ""
         raise UserError(f"{path}: no such list of sequences{known}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -98,7 +98,7 @@ def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, 
     """
     folder = require_folder(root / "Annotations" / settings.resolution / name, f"masks of {name}")
     masks = _numbered(folder, ".png")
-    frames = [path.stem for path in (root / "JPEGImages" / settings.resolution / name).glob("*.jpg")]
+    frames = [path.stem for path in files_of(root / "JPEGImages" / settings.resolution / name, ".jpg")]
     missing = sorted(set(frames) - {mask.stem for mask in masks})
     if missing and len(masks) == 1:
         raise UserError(
@@ -118,7 +118,7 @@ def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, 
 
 def is_annotated(root: Path, name: str, settings: DavisSettings) -> bool:
     """Tell whether more than the first frame of a sequence has a mask."""
-    return len(list((root / "Annotations" / settings.resolution / name).glob("*.png"))) > 1
+    return len(files_of(root / "Annotations" / settings.resolution / name, ".png")) > 1
 
 
 def predicted(folder: Path, name: str, truth: Sequence[Path]) -> tuple[Path, ...]:
@@ -134,6 +134,12 @@ def predicted(folder: Path, name: str, truth: Sequence[Path]) -> tuple[Path, ...
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{folder}: the predicted mask {missing[0]}{more} of {len(paths)} is missing")
     return paths
+
+
+def files_of(folder: Path, suffix: str) -> list[Path]:
+    """Return the files right in a folder whose names end so, in order; hidden ones, as macOS leaves them, are none."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if path.suffix == suffix and not path.name.startswith("."))
 
 
 def read_mask(path: Path) -> LabelMap:
@@ -170,7 +176,7 @@ def read_first_mask(path: Path) -> LabelMap:
 
 def _numbered(folder: Path, suffix: str) -> tuple[Path, ...]:
     """List a folder's images in order, and refuse a list with a hole."""
-    paths = tuple(sorted(path for path in folder.iterdir() if path.suffix == suffix and path.name[0] != "."))
+    paths = tuple(files_of(folder, suffix))
     if not paths:
         raise UserError(f"{folder}: holds no {suffix} files; frames are numbered 00000{suffix}, 00001{suffix}, …")
     if not all(path.stem.isdecimal() for path in paths):

@@ -16,6 +16,7 @@ from flsl.config.video import DavisSettings
 from flsl.runtime.errors import UserError
 from flsl.video import davis_eval
 from flsl.video.davis_eval import evaluate
+from flsl.video.sequences import is_annotated
 
 
 def assert_equal(evaluation, sequences):
@@ -134,6 +135,17 @@ def test_a_gap_in_the_first_masks_ids_counts_as_in_the_official_tool_with_a_warn
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
     assert len(evaluate(root, masks, DavisSettings(), processes=1).objects) == 2
     assert "without a gap" in capsys.readouterr().err
+
+
+def test_hidden_files_are_no_frames_and_no_masks(tmp_path):
+    truth = {"a": moving_discs(4, 1)}
+    root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
+    for kind, name in (("JPEGImages", "._00000.jpg"), ("Annotations", "._00000.png")):
+        (root / kind / "480p/a" / name).write_bytes(b"of macOS")
+    assert evaluate(root, masks, DavisSettings(), processes=1).metrics["davis/J&F-Mean"] == 100
+    for path in sorted((root / "Annotations/480p/a").iterdir())[2:]:
+        path.unlink()
+    assert not is_annotated(root, "a", DavisSettings())
 
 
 def test_year_split_and_resolution_name_the_folders(tmp_path):
