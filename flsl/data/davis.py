@@ -86,7 +86,8 @@ def _check_sequence(frames: dict[str, Row], masks: dict[str, Row], only_first: b
     expected = {first} if only_first else set(frames)
     lone = {"frame(s) without mask": expected - set(masks), "mask(s) without frame": set(masks) - set(frames)}
     wrong += [f"{len(names)} {what}, e.g. {min(names)}" for what, names in lone.items() if names]
-    numbers = sorted(int(name) for name in frames if name.isdecimal())
+    # sorted as text, as all that reads them does: without leading zeros 10 would come before 2
+    numbers = [int(name) for name in sorted(frames) if name.isdecimal()]
     if len(numbers) != len(frames) or numbers != list(range(len(numbers))):
         wrong.append("frames are not numbered 00000, 00001, …")
     bad = [row for row in (*frames.values(), *masks.values()) if not row.ok]

@@ -81,7 +81,8 @@ def open_video(root: Path, name: str, settings: DavisSettings) -> Video:
     """Return a sequence's frames and its first mask's path.
 
     Raises:
-        UserError: when frames are missing, are not numbered in equal steps, or the first mask is missing.
+        UserError: when frames are missing, are not numbered in equal steps or without leading zeros, or the first mask
+            is missing.
     """
     frames = _numbered(require_folder(root / "JPEGImages" / settings.resolution / name, f"frames of {name}"), ".jpg")
     mask = root / "Annotations" / settings.resolution / name / f"{frames[0].stem}.png"
@@ -183,6 +184,9 @@ def _numbered(folder: Path, suffix: str) -> tuple[Path, ...]:
         return paths
     numbers = [int(path.stem) for path in paths]
     steps = {after - before for before, after in itertools.pairwise(numbers)}
+    if steps and min(steps) <= 0:
+        # as the official tool sorts them
+        raise UserError(f"{folder}: names are sorted as text; write numbers with leading zeros, e.g. 00000{suffix}")
     if len(steps) > 1:
         step = min(steps)
         for path, before, after in zip(paths, numbers, numbers[1:], strict=False):

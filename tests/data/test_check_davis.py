@@ -53,6 +53,13 @@ def test_a_consistent_copy(root: Path) -> None:
     assert read_lists(root) == {"val": ["bear", "camel"]}
 
 
+def _number_without_zeros(root: Path) -> None:
+    for path in (root / FRAMES / "bear").iterdir():
+        path.unlink()
+    for number in range(11):
+        Image.new("RGB", (30, 20)).save(root / FRAMES / "bear" / f"{number}.jpg")
+
+
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
@@ -68,6 +75,7 @@ def test_a_consistent_copy(root: Path) -> None:
             lambda d: [(d / f / "bear" / f"00001.{e}").unlink() for f, e in ((FRAMES, "jpg"), (MASKS, "png"))],
             "val: bear: frames are not numbered 00000, 00001, …",
         ),
+        (_number_without_zeros, "val: bear: frames are not numbered 00000, 00001, …"),
         (lambda d: (d / FRAMES / "bear").rename(d / "away"), "val: bear: has no frames"),
         (lambda d: (d / MASKS / "bear").rename(d / "away"), "val: bear: has no masks"),
         (

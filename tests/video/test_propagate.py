@@ -251,6 +251,10 @@ def test_bad_frames_and_masks_are_refused_in_one_line(tmp_path, backbone, spoil,
         (lambda video: video.frames[3].unlink(), "00003.jpg is missing"),
         (lambda video: video.first_mask.unlink(), "the mask of the first frame of discs"),
         (lambda video: [path.unlink() for path in video.frames], "holds no .jpg files"),
+        (
+            lambda video: [path.rename(path.with_stem(f"{4 + int(path.stem)}")) for path in video.frames],
+            "discs: names are sorted as text; write numbers with leading zeros, e.g. 00000.jpg",
+        ),
     ],
 )
 def test_missing_files_are_named(tmp_path, spoil, message):
