@@ -48,7 +48,7 @@ def check_davis(settings: DavisDataSettings, rows: Sequence[Row]) -> Findings:
     """
     lists = read_lists(settings.root)
     findings = Findings()
-    frames, masks = _by_sequence(rows, FRAMES), _by_sequence(rows, MASKS)
+    frames, masks = _by_sequence(rows, FRAMES, ".jpg"), _by_sequence(rows, MASKS, ".png")
     split_of: dict[str, str] = {}
     for split, names in lists.items():
         twice = [name for name, count in Counter(names).items() if count > 1]
@@ -93,6 +93,10 @@ def _check_sequence(frames: dict[str, Row], masks: dict[str, Row], only_first: b
     bad = [row for row in (*frames.values(), *masks.values()) if not row.ok]
     if bad:
         wrong.append(f"{len(bad)} quarantined file(s), e.g. {bad[0].path} ({bad[0].status})")
+    for what, files, ending in (("frame", frames, ".jpg"), ("mask", masks, ".png")):
+        others = [row.path for row in files.values() if row.ok and not row.path.endswith(ending)]
+        if others:
+            wrong.append(f"{len(others)} {what}(s) whose names do not end in {ending}, e.g. {others[0]}")
     sizes = Counter((row.width, row.height) for row in (*frames.values(), *masks.values()) if row.ok)
     if len(sizes) > 1:
         wrong.append("frames and masks of several sizes: " + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
@@ -109,10 +113,10 @@ def _check_sequence(frames: dict[str, Row], masks: dict[str, Row], only_first: b
     return wrong, len(objects)
 
 
-def _by_sequence(rows: Sequence[Row], folder: str) -> defaultdict[str, dict[str, Row]]:
-    """Return the files of ``folder/<sequence>/`` by sequence and by name without ending."""
+def _by_sequence(rows: Sequence[Row], folder: str, ending: str) -> defaultdict[str, dict[str, Row]]:
+    """Return the files of ``folder/<sequence>/`` by sequence and by name without ending; the right ending wins."""
     found: defaultdict[str, dict[str, Row]] = defaultdict(dict)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.path.endswith(ending)):
         path = PurePosixPath(row.path)
         if str(path.parent.parent) == folder:
             found[path.parent.name][path.stem] = row

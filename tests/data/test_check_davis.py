@@ -75,6 +75,14 @@ def _number_without_zeros(root: Path) -> None:
             lambda d: [(d / f / "bear" / f"00001.{e}").unlink() for f, e in ((FRAMES, "jpg"), (MASKS, "png"))],
             "val: bear: frames are not numbered 00000, 00001, …",
         ),
+        (
+            lambda d: (d / FRAMES / "bear" / "00001.jpg").rename(d / FRAMES / "bear" / "00001.JPG"),
+            "val: bear: 1 frame(s) whose names do not end in .jpg, e.g. JPEGImages/480p/bear/00001.JPG",
+        ),
+        (
+            lambda d: [path.rename(path.with_suffix(".bmp")) for path in (d / MASKS / "bear").iterdir()],
+            "val: bear: 3 mask(s) whose names do not end in .png, e.g. Annotations/480p/bear/00000.bmp",
+        ),
         (_number_without_zeros, "val: bear: frames are not numbered 00000, 00001, …"),
         (lambda d: (d / FRAMES / "bear").rename(d / "away"), "val: bear: has no frames"),
         (lambda d: (d / MASKS / "bear").rename(d / "away"), "val: bear: has no masks"),
