@@ -18,6 +18,19 @@ LISTS = "ImageSets/2017"
 _VOID = 255
 
 
+def read_list(path: Path) -> list[str]:
+    """Return the names in a list of sequences; each line is one, as in the official tool, and may hold spaces.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of sequences ({error})") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 def read_lists(root: Path | str) -> dict[str, list[str]]:
     """Return the sequences of each list ``ImageSets/2017/<split>.txt``, by split.
 
@@ -29,10 +42,7 @@ def read_lists(root: Path | str) -> dict[str, list[str]]:
     for path in sorted(folder.glob("*.txt")):
         if path.name.startswith("."):
             continue
-        try:
-            lists[path.stem] = path.read_text(encoding="utf-8-sig").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read as a list of sequences ({error})") from None
+        lists[path.stem] = read_list(path)
         for name in lists[path.stem]:
             right_in(folder, name, path)
     if not any(lists.values()):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flsl.config.video import DavisSettings
+from flsl.data.davis import read_list
 from flsl.data.decode import open_image, reason
 from flsl.runtime.errors import UserError, nearest, require_folder, right_in
 from flsl.runtime.progress import counted
@@ -57,14 +58,11 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
     """
     root = require_folder(root, "DAVIS (JPEGImages, Annotations, ImageSets)")
     path = split_list(root, settings)
-    try:
-        names = list(dict.fromkeys(path.read_text(encoding="utf-8-sig").split()))
-    except FileNotFoundError:
+    if not path.exists():
         splits = [list_.stem for list_ in files_of(path.parent, ".txt")]
         known = f"; there {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}" if splits else ""
-        raise UserError(f"{path}: no such list of sequences{known}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a list of sequences ({error})") from None
+        raise UserError(f"{path}: no such list of sequences{known}")
+    names = list(dict.fromkeys(read_list(path)))
     wanted = list(dict.fromkeys(only))
     frames = root / "JPEGImages" / settings.resolution
     for name in wanted:

@@ -107,13 +107,21 @@ def _number_without_zeros(root: Path) -> None:
             lambda d: Image.new("RGB", (30, 20)).save(d / MASKS / "bear" / "00001.png"),
             "val: bear: 1 quarantined file(s), e.g. Annotations/480p/bear/00001.png (cannot be decoded (a mask is an",
         ),
-        (lambda d: (d / LISTS / "val.txt").write_text("bear camel bear"), "val.txt: bear is listed twice"),
+        (lambda d: (d / LISTS / "val.txt").write_text("bear\ncamel\nbear"), "val.txt: bear is listed twice"),
     ],
 )
 def test_each_inconsistency_is_one_line(root: Path, spoil: Callable[[Path], object], line: str) -> None:
     spoil(root)
     told = _check(root)["inconsistencies"]["first"]
     assert any(line in text for text in told), told
+
+
+def test_names_of_sequences_may_hold_spaces(root: Path) -> None:
+    for folder in (FRAMES, MASKS):
+        (root / folder / "bear").rename(root / folder / "a bear")
+    (root / LISTS / "val.txt").write_bytes(b"a bear \r\n\r\ncamel")
+    assert _check(root)["inconsistencies"]["count"] == 0
+    assert read_lists(root) == {"val": ["a bear", "camel"]}
 
 
 def test_void_is_no_object(root: Path) -> None:

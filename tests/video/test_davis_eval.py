@@ -16,7 +16,7 @@ from flsl.config.video import DavisSettings
 from flsl.runtime.errors import UserError
 from flsl.video import davis_eval
 from flsl.video.davis_eval import evaluate
-from flsl.video.sequences import is_annotated
+from flsl.video.sequences import is_annotated, sequence_names
 
 
 def assert_equal(evaluation, sequences):
@@ -113,13 +113,14 @@ def test_a_long_sequence_is_the_same_in_pieces_over_processes(tmp_path, monkeypa
 
 
 def test_perfect_masks_score_100_and_sequences_can_be_chosen(tmp_path):
-    truth = {"a": moving_discs(5, 2), "b": moving_discs(5, 1)}
+    truth = {"a": moving_discs(5, 2), "the b": moving_discs(5, 1)}
     root = write_davis(tmp_path / "davis", truth)
-    masks = write_predictions(tmp_path / "masks", {"b": truth["b"][:-1]})
-    (masks / "b" / "00000.png").unlink()  # the first and the last frame are not evaluated, so need not be there
-    evaluation = evaluate(root, masks, DavisSettings(), only=["b"], processes=1)
+    masks = write_predictions(tmp_path / "masks", {"the b": truth["the b"][:-1]})
+    (masks / "the b" / "00000.png").unlink()  # the first and the last frame are not evaluated, so need not be there
+    evaluation = evaluate(root, masks, DavisSettings(), only=["the b"], processes=1)
     assert evaluation.metrics["davis/J&F-Mean"] == 100
-    assert [row["sequence"] for row in evaluation.sequences] == ["b"]
+    assert [row["sequence"] for row in evaluation.sequences] == ["the b"]
+    assert sequence_names(root, DavisSettings()) == ["a", "the b"]
 
 
 def test_superfluous_ids_count_as_background_with_a_warning(tmp_path, capsys):
