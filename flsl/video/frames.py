@@ -73,7 +73,8 @@ def load_frame(path: Path, size: tuple[int, int], original: tuple[int, int]) -> 
 def preview_picture(image: Image.Image) -> Image.Image:
     """Return an image resized so that its long side is that of previews."""
     scale = _PREVIEW_SIDE / max(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def load_batches(

@@ -12,7 +12,10 @@ from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import package_versions, read_json, sha256_file
 from flsl.runtime.progress import warn
-from flsl.video.sequences import files_of
+from flsl.video.sequences import files_of, reading
+
+_PARTS: dict[str, type] = {"run": str, "params": dict, "provenance": dict, "encoder": list, "masks_sha256": str}
+_ORIGIN: dict[str, type] = {"packages": dict, "code": dict, "inputs": dict, "input_stamps": dict, "seconds": float}
 
 
 def previews_beside(masks: Path) -> Path:
@@ -49,19 +52,34 @@ def is_made(
         masks: folder of the sequence's masks.
     """
     try:
-        record = read_json(path, "a record")
+        record = _read(path)
         provenance = record["provenance"]
         made = (record["run"], record["params"], provenance["packages"])
-        hashes, code, digest = provenance["inputs"], dict(provenance["code"]), record["masks_sha256"]
-    except (UserError, KeyError, TypeError, ValueError):
+        return (
+            made == (run, dict(params), package_versions())
+            and all(output.is_file() for output in outputs)
+            and provenance["code"] == code_now(provenance["code"])
+            and record["masks_sha256"] == masks_digest(masks)
+            and provenance["inputs"] == {str(file): sha256_file(file) for file in inputs}
+        )
+    except (UserError, OSError):  # what cannot be read is said when it is made again
         return False
-    return (
-        made == (run, dict(params), package_versions())
-        and all(output.is_file() for output in outputs)
-        and code == code_now(code)
-        and digest == masks_digest(masks)
-        and hashes == {str(file): sha256_file(file) for file in inputs}
-    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        UserError: when it cannot be read, or is none.
+    """
+    record = read_json(path, "a sequence's record")
+    if not (_holds(record, _PARTS) and _holds(record["provenance"], _ORIGIN)):
+        raise UserError(f"{path}: no record of a sequence; propagate it again")
+    return dict(record)
+
+
+def _holds(data: object, parts: Mapping[str, type]) -> bool:
+    return isinstance(data, dict) and all(isinstance(data.get(name), kind) for name, kind in parts.items())
 
 
 @dataclass(frozen=True)
@@ -79,25 +97,24 @@ class Propagation:
     seconds: float = 0.0
 
 
+@reading()
 def made_how(previews: Path, names: Iterable[str], masks: Path) -> Propagation | None:
     """Return how the ``masks`` of the sequences ``names`` were made; None where not all have a record of them.
 
     Raises:
-        UserError: when they were made with different settings, or a record is none.
+        UserError: when they were made with different settings, or a record is none or cannot be read.
     """
     records = []
     for name in names:
         path = record_path(previews, name)
-        if not path.is_file():
+        if not path.exists():
             return None
-        record = read_json(path, "a sequence's record")
-        if not isinstance(record, dict) or not isinstance(record.get("provenance"), dict):
-            raise UserError(f"{path}: no record of a sequence; propagate it again")
-        if record.get("masks_sha256") != masks_digest(masks / name):
+        record = _read(path)
+        if not _is_about(record, masks / name):
             warn(f"{masks / name}: not the masks that {path} is about; how they were made is left out of the figures")
             return None
         records.append(record)
-        params, first = record.get("params", {}), records[0].get("params", {})
+        params, first = record["params"], records[0]["params"]
         if params != first:
             differing = next(key for key in {**first, **params} if first.get(key) != params.get(key))
             raise UserError(
@@ -107,11 +124,18 @@ def made_how(previews: Path, names: Iterable[str], masks: Path) -> Propagation |
     return _together(records) if records else None
 
 
+def _is_about(record: Mapping[str, Any], masks: Path) -> bool:
+    try:
+        return bool(record["masks_sha256"] == masks_digest(masks))
+    except OSError:  # the evaluation says which one cannot be read
+        return False
+
+
 def _together(records: list[dict[str, Any]]) -> Propagation:
     origins = [record["provenance"] for record in records]
     code: dict[str, str] = {}
     for origin in origins:
-        for name, digest in origin.get("code", {}).items():
+        for name, digest in origin["code"].items():
             # where sequences were made with different code, some are of other code than there is now
             code[name] = digest if code.get(name, digest) == digest else "mixed"
     facts = {
@@ -120,7 +144,7 @@ def _together(records: list[dict[str, Any]]) -> Propagation:
         "started": min(str(origin.get("started", "")) for origin in origins),
     }
     # each sequence has its own frames, and all have the encoder
-    encoder = records[0].get("encoder", ())
+    encoder = records[0]["encoder"]
     for key in ("inputs", "input_stamps"):
-        facts[key] = {name: known for name, known in origins[0].get(key, {}).items() if name in encoder}
-    return Propagation(records[0].get("params", {}), facts, sum(origin.get("seconds", 0.0) for origin in origins))
+        facts[key] = {name: known for name, known in origins[0][key].items() if name in encoder}
+    return Propagation(records[0]["params"], facts, sum(origin["seconds"] for origin in origins))

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -40,11 +41,21 @@ class Video:
     first_mask: Path
 
 
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Turn the system's refusal to look into a folder into a one-line ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
 def split_list(root: Path, settings: DavisSettings) -> Path:
     """Return the path of the split's list of sequences."""
     return root / "ImageSets" / str(settings.year) / f"{settings.split}.txt"
 
 
+@reading()
 def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()) -> list[str]:
     """Return the names of the split's sequences, or those of ``only`` where it names any.
 
@@ -54,7 +65,7 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
         only: names of sequences, of the split or of the data set.
 
     Raises:
-        UserError: when the list is missing or empty, or a sequence is unknown.
+        UserError: when the list is missing, unreadable or empty, or a sequence is unknown.
     """
     root = require_folder(root, "DAVIS (JPEGImages, Annotations, ImageSets)")
     path = split_list(root, settings)
@@ -75,6 +86,7 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
     return wanted or names
 
 
+@reading()
 def open_video(root: Path, name: str, settings: DavisSettings) -> Video:
     """Return a sequence's frames and its first mask's path.
 
@@ -89,6 +101,7 @@ def open_video(root: Path, name: str, settings: DavisSettings) -> Video:
     return Video(name, frames, mask)
 
 
+@reading()
 def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, ...]:
     """Return the paths of a sequence's masks, one for every frame where its frames are at hand.
 
@@ -115,11 +128,13 @@ def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, 
     return masks
 
 
+@reading()
 def is_annotated(root: Path, name: str, settings: DavisSettings) -> bool:
     """Tell whether more than the first frame of a sequence has a mask."""
     return len(files_of(root / "Annotations" / settings.resolution / name, ".png")) > 1
 
 
+@reading()
 def predicted(folder: Path, name: str, truth: Sequence[Path]) -> tuple[Path, ...]:
     """Return the predicted masks' paths, named as the masks of the ground truth ``truth``.
 

@@ -138,8 +138,11 @@ def _segment(video: Video, method: Method, outputs: Outputs) -> None:
                     writer.write(unfinished / f"{path.stem}.png", found.labels)
                     previews.add(index, found.picture, found.labels)
                     shown.advance()
-            path_of_record.unlink(missing_ok=True)
-            if final.exists():
+            with writing(path_of_record):
+                path_of_record.unlink(missing_ok=True)
+            if final.is_symlink():  # what it names is not ours
+                final.unlink()
+            elif final.exists():
                 shutil.rmtree(final)
             unfinished.rename(final)
         except BaseException:

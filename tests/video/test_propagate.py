@@ -19,7 +19,7 @@ from flsl.model.backbone import Backbone
 from flsl.model.vit import build_encoder, timm_arguments
 from flsl.runtime.errors import UserError
 from flsl.video import frames
-from flsl.video.frames import encode, load_batches, protocol_size
+from flsl.video.frames import encode, load_batches, preview_picture, protocol_size
 from flsl.video.propagate import copy_first_mask, label_map, one_hot, propagate, segment
 from flsl.video.sequences import open_video
 
@@ -196,6 +196,10 @@ def test_copying_repeats_the_first_mask(tmp_path):
     video = small_video(tmp_path, count=3)
     first = np.asarray(Image.open(video.first_mask))
     assert [(item.labels == first).all() for item in copy_first_mask(video)] == [True] * 3
+
+
+def test_frames_of_one_row_have_a_preview():
+    assert preview_picture(Image.new("RGB", (700, 1))).size == (320, 1)
 
 
 def test_decoding_runs_ahead_of_the_encoder_by_a_few_batches_only(tmp_path, monkeypatch):

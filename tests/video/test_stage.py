@@ -18,6 +18,7 @@ from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import sha256_file
 from flsl.video.previews import Previews, overlay
 from flsl.video.propagate import copy_first_mask
+from flsl.video.records import made_how
 from flsl.video.stage import Method, Outputs, by_copying, by_encoder, propagate_sequences
 from flsl.video.stage import write_mask as save
 
@@ -150,6 +151,65 @@ def test_what_a_killed_process_left_is_cleared_away_and_no_other_sequences(davis
         (outputs.masks / name).mkdir(parents=True)
     propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
     assert sorted(path.name for path in outputs.masks.iterdir()) == [others[0], "one"]
+
+
+def test_a_frame_that_is_gone_fails_its_sequence_only(davis, outputs, capsys):
+    names = ["one", "n" * 300, "two"]
+    with pytest.raises(UserError, match="File name too long"):
+        propagate_sequences(davis, names, DavisSettings(), by_copying("copy"), outputs)
+    frame = davis / "JPEGImages/480p/one/00003.jpg"
+    frame.unlink()
+    frame.symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"^1 sequence\(s\) failed: one: .*00003\.jpg: not a readable image"):
+        propagate_sequences(davis, ["one", "two"], DavisSettings(), by_copying("copy"), outputs)
+    assert "two: made before" in capsys.readouterr().err
+
+
+def test_a_link_in_the_masks_place_is_replaced_and_what_it_names_stays(davis, outputs, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    outputs.masks.mkdir()
+    (outputs.masks / "one").symlink_to(tmp_path / "elsewhere")
+    propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+    assert len(listing(outputs.masks / "one")) == 5
+    assert listing(tmp_path / "elsewhere") == []
+
+
+def test_previews_that_cannot_be_written_are_named(davis, outputs):
+    outputs.previews.write_text("no folder")
+    with pytest.raises(UserError, match=r"previews/one\.json: cannot be written: a file stands"):
+        propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("params", None), ("params", [1]), ("provenance", []), ("encoder", 1), ("masks_sha256", None),
+        ("provenance.seconds", None), ("provenance.code", []), ("provenance.inputs", ["x"]),
+    ],
+)  # fmt: skip
+def test_a_record_of_another_form_is_none(davis, outputs, part, value):
+    method, made = counting("a", {})
+    propagate_sequences(davis, ["one"], DavisSettings(), method, outputs)
+    record = outputs.previews / "one.json"
+    data = json.loads(record.read_text())
+    owner, _, name = part.rpartition(".")
+    (data[owner] if owner else data)[name] = value
+    record.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"one\.json: no record of a sequence"):
+        made_how(outputs.previews, ["one"], outputs.masks)
+    propagate_sequences(davis, ["one"], DavisSettings(), method, outputs)
+    assert made == ["one", "one"]
+
+
+def test_masks_that_cannot_be_read_are_not_those_of_their_record(davis, outputs):
+    propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+    assert made_how(outputs.previews, ["one"], outputs.masks) is not None
+    mask = outputs.masks / "one/00002.png"
+    mask.unlink()
+    mask.mkdir()
+    assert made_how(outputs.previews, ["one"], outputs.masks) is None
+    propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+    assert mask.is_file()
 
 
 def test_other_weights_are_another_method():
