@@ -21,7 +21,9 @@ class DavisSettings(Settings):
     temperature: Positive = Field(0.1, description="Temperature of the affinity exp(cos / temperature).")
     size: Count = Field(480, description="Short side that frames are resized to, in pixels.")
     multiple: Count = Field(
-        64, description="The long side is rounded down to a multiple of this, in pixels (and of the patch size)."
+        64,
+        description="The long side is rounded down to a multiple of this, in pixels; of the patch size alone where "
+        "that does not divide it.",
     )
     precision: Literal["auto", "bf16", "float32"] = Field(
         "auto", description="Autocast of the encoder; `auto` is bf16 on CUDA and float32 on the CPU."
