@@ -24,6 +24,8 @@ from flsl.video.affinity import propagate_labels
 from flsl.video.frames import encode, load_batches, preview_picture, protocol_size
 from flsl.video.sequences import LabelMap, Video, read_first_mask
 
+_ROUNDING = 1e-5  # as a share of the largest label; over 100 frames it adds up to some 1e-6
+
 
 @dataclass(frozen=True)
 class Segmented:
@@ -113,12 +115,14 @@ def one_hot(mask: LabelMap, ids: NDArray[np.uint8], grid: tuple[int, int]) -> Te
 def label_map(soft: Tensor, patch_size: int) -> NDArray[np.intp]:
     """Return the index of each pixel's label (rows × patch, columns × patch) from soft labels (rows, columns, K).
 
-    Labels are upsampled bilinearly and each is stretched to [0, 1] over the frame; a constant one is left as it is.
-    The largest wins, the first of several equal ones.
+    Labels are upsampled bilinearly and each is stretched to [0, 1] over the frame; one that is constant but for
+    rounding is left as it is. The largest wins, the first of several equal ones.
     """
     maps = F.interpolate(soft.movedim(-1, 0)[None], scale_factor=patch_size, mode="bilinear", align_corners=False)[0]
     lowest, highest = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     spread = highest - lowest
-    stretched = torch.where(spread > 0, (maps - lowest) / torch.where(spread > 0, spread, 1.0), maps)
+    # an object that fills the frame has ones that differ by rounding, which would become anything from 0 to 1
+    varies = spread > _ROUNDING * highest
+    stretched = torch.where(varies, (maps - lowest) / torch.where(varies, spread, 1.0), maps)
     indices: NDArray[np.intp] = stretched.argmax(0).cpu().numpy()
     return indices

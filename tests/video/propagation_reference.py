@@ -65,9 +65,9 @@ def label_map(soft, patch_size, ids, width, height):
     for k in range(soft.shape[-1]):
         plane = upsample(soft[..., k], patch_size)
         low, high = plane.min(), plane.max()
-        # a plane that is constant but for rounding may be stretched as any other: rounding decides all pixels then
-        decided = decided and (high - low > 1e-9 or high == 0)
-        planes.append((plane - low) / (high - low) if high > low else plane)
+        # whether a plane counts as constant must not hang on rounding
+        decided = decided and not 0.9e-5 * high < high - low < 1.1e-5 * high
+        planes.append((plane - low) / (high - low) if high - low > 1e-5 * high else plane)
     planes = np.array([*planes, np.full_like(planes[0], -1)])
     two = np.sort(planes, axis=0)[-2:]
     clear = (two[1] - two[0] > 1e-9) & decided

@@ -114,6 +114,15 @@ def test_constant_labels_and_equal_ones_are_decided_for_the_lowest_id():
     assert (label_map(torch.full((3, 4, 2), 0.5), 4) == 0).all()
 
 
+def test_an_object_that_fills_the_frame_keeps_all_of_it():
+    features = unit_features(0, 4, 30, 52).float()
+    first = torch.tensor([0.0, 1.0]).expand(30, 52, 2)
+    for soft in propagate(iter(features), first, DavisSettings()):
+        assert (label_map(soft, 16) == 1).all()
+    faint = 1e-7 * F.one_hot(torch.arange(4).view(2, 2) // 3, 2)  # a label that nearly faded away still varies
+    assert label_map(faint, 4)[-1, -1] == 1
+
+
 @pytest.mark.parametrize(
     ("width", "height", "patch_size", "expected"),
     [
