@@ -247,6 +247,12 @@ def _create(name: str, arguments: Mapping[str, Any], pretrained: bool = False) -
         raise UserError(f"--model {name}: timm cannot build it as a vision transformer: {reason}") from None
     if not isinstance(vit, VisionTransformer):
         raise UserError(f"--model {name}: is not one of timm's VisionTransformers, which give patch tokens")
+    patch, stride = vit.patch_embed.patch_size[0], vit.patch_embed.feat_ratio()
+    if patch != stride:
+        raise UserError(
+            f"--model {name}: takes patches of {patch} of features, {stride} pixels apart; a model whose patches are "
+            "of pixels is needed, such as vit_small_patch16_224"
+        )
     return vit
 
 

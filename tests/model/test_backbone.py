@@ -108,6 +108,8 @@ def test_named_model_must_fit(exported: tuple[Path, torch.nn.Module]) -> None:
         load_backbone(None, "vit_smoll")
     with pytest.raises(UserError, match="vision transformer"):
         load_backbone(None, "resnet18", pretrained=False)
+    with pytest.raises(UserError, match="takes patches of 8 of features, 32 pixels apart"):
+        load_backbone(None, "vit_tiny_r_s16_p8_224", pretrained=False)
 
 
 def test_models_that_normalise_after_pooling_have_their_tokens_normalised_so() -> None:
