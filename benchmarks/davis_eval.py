@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from flsl.config.video import DavisSettings
+from flsl.config.data import DavisDataSettings
 from flsl.video.davis_eval import evaluate
 
 try:
@@ -104,12 +104,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         truth, masks = make(Path(folder), args.sequences, args.frames)
         expected = literal(truth, masks)
-        found = evaluate(truth, masks, DavisSettings(), processes=1).metrics["davis/J&F-Mean"]
+        data = DavisDataSettings(root=str(truth))
+        found = evaluate(data, "val", masks, processes=1).metrics["davis/J&F-Mean"]
         assert abs(found - expected) < 1e-6
         candidates: dict[str, Callable[[], object]] = {"literal": lambda: literal(truth, masks)}
         for processes in {1, args.processes}:
             name = f"ours, {processes} process{'es' * (processes > 1)}"
-            candidates[name] = lambda count=processes: evaluate(truth, masks, DavisSettings(), processes=count)
+            candidates[name] = lambda count=processes: evaluate(data, "val", masks, processes=count)
         seconds = measure(candidates, args.repeats)
     figures = {
         "seconds": seconds,

@@ -147,7 +147,8 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
     if data.uavdt is not None:
         wanted["uavdt"] = [f"{data.uavdt.root}/{part}" for part in (data.uavdt.frames, data.uavdt.ground_truth)]
     if data.davis is not None:
-        wanted["davis"] = [f"{data.davis.root}/{part}" for part in ("JPEGImages", "Annotations", "ImageSets")]
+        davis = data.davis
+        wanted["davis"] = [f"{davis.root}/{part}" for part in (davis.frames, davis.masks, davis.lists)]
     for name, paths in wanted.items():
         missing = [path for path in paths if not Path(path).exists()]
         if missing:

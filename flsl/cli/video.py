@@ -19,6 +19,7 @@ from flsl.cli.common import (
 
 if TYPE_CHECKING:
     from flsl.config import Experiment
+    from flsl.config.data import DavisDataSettings
     from flsl.video.stage import Method
 
 
@@ -83,7 +84,7 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of JPEGImages, Annotations and ImageSets (default: data.davis.root)",
     )
     parser.add_argument("--split", metavar="NAME", help="list of sequences, e.g. val, test-dev (default: davis.split)")
-    parser.add_argument("--year", type=int, metavar="YEAR", help="folder of the lists (default: davis.year)")
+    parser.add_argument("--year", type=int, metavar="YEAR", help="folder of the lists (default: data.davis.year)")
     parser.add_argument("--sequences", nargs="+", default=[], metavar="NAME", help="only these sequences")
 
 
@@ -97,10 +98,10 @@ def _propagate(args: argparse.Namespace) -> None:
     from flsl.video.stage import Outputs, propagate_sequences
 
     settings = _experiment(args)
-    davis = _root(args, settings)
-    names = sequence_names(davis, settings.davis, args.sequences)
+    data = _data(settings)
+    names = sequence_names(data, settings.davis.split, args.sequences)
     outputs = Outputs(args.out, args.previews or previews_beside(args.out))
-    propagate_sequences(davis, names, settings.davis, _method(args, settings), outputs, args.fresh)
+    propagate_sequences(data, names, _method(args, settings), outputs, args.fresh)
 
 
 def _method(args: argparse.Namespace, settings: Experiment) -> Method:
@@ -126,18 +127,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     from flsl.video.records import previews_beside
 
     settings = _experiment(args)
-    davis = _root(args, settings)
+    data = _data(settings)
     record = write_figures(
-        davis,
+        data,
+        settings.davis.split,
         Made(args.masks, args.previews or previews_beside(args.masks)),
-        settings.davis,
         args.out,
         args.name or args.run_name or args.masks.name,
         args.sequences,
         args.jobs,
         args.sheets,
         args.where_annotated,
-        checked(settings, "davis", davis),
+        checked(settings, "davis", data.root),
     )
     for metric, value in record["metrics"].items():
         print(f"{metric}\t{value:.2f}")
@@ -147,18 +148,16 @@ def _experiment(args: argparse.Namespace) -> Experiment:
     # a list of names ends where settings begin
     args.overrides += [name for name in args.sequences if "=" in name]
     args.sequences = [name for name in args.sequences if "=" not in name]
-    for setting in ("split", "year"):
-        value = getattr(args, setting)
+    root = None if args.davis is None else str(args.davis)
+    for setting, value in {"data.davis.root": root, "data.davis.year": args.year, "davis.split": args.split}.items():
         if value is not None:
-            args.overrides.append(f"davis.{setting}={json.dumps(value)}")
+            args.overrides.append(f"{setting}={json.dumps(value)}")
     return experiment(args)
 
 
-def _root(args: argparse.Namespace, settings: Experiment) -> Path:
+def _data(settings: Experiment) -> DavisDataSettings:
     from flsl.runtime.errors import UserError
 
-    if args.davis is not None:
-        return Path(args.davis)
     if settings.data.davis is None:
         raise UserError("--davis: name the folder that holds JPEGImages, Annotations and ImageSets, or set data.davis")
-    return Path(settings.data.davis.root)
+    return settings.data.davis

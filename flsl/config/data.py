@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from flsl.config.base import Count, Settings
+from flsl.config.base import Count, Settings, Slug
 
 Watch = Literal["files", "folders", "off"]
 Path_ = Annotated[str, Field(min_length=1)]
@@ -67,8 +67,25 @@ class DavisDataSettings(Settings):
     """DAVIS 2017 in its official layout."""
 
     root: Path_ = Field(description="Folder that holds `JPEGImages`, `Annotations` and `ImageSets`.")
+    year: int = Field(2017, ge=2016, le=2099, description="Folder of the lists of sequences below `ImageSets`.")
+    resolution: Slug = Field("480p", description="Folder below `JPEGImages` and `Annotations`, e.g. `Full-Resolution`.")
     decode: bool = Field(False, description="As for the image folder.")
     watch: Watch = Field("files", description="As for the image folder.")
+
+    @property
+    def frames(self) -> str:
+        """Folder of the sequences' frames below the root."""
+        return f"JPEGImages/{self.resolution}"
+
+    @property
+    def masks(self) -> str:
+        """Folder of the sequences' masks below the root."""
+        return f"Annotations/{self.resolution}"
+
+    @property
+    def lists(self) -> str:
+        """Folder of the lists of sequences below the root."""
+        return f"ImageSets/{self.year}"
 
 
 class ScenesSettings(Settings):

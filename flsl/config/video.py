@@ -13,8 +13,6 @@ class DavisSettings(Settings):
     """DINO's protocol on DAVIS 2017; the defaults are the published ones."""
 
     split: Slug = Field("val", description="List of sequences `ImageSets/<year>/<split>.txt`, e.g. `val`, `test-dev`.")
-    year: int = Field(2017, ge=2016, le=2099, description="Folder below `ImageSets`.")
-    resolution: Slug = Field("480p", description="Folder below `JPEGImages` and `Annotations`.")
     context_frames: int = Field(7, ge=0, description="Previous frames that labels come from, besides the first frame.")
     radius: Count = Field(12, description="Half side of the square neighbourhood that keys are taken from, in tokens.")
     top_k: Count = Field(5, description="Best keys kept a query, over the whole context.")
@@ -33,4 +31,4 @@ class DavisSettings(Settings):
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings that masks depend on: all but those that choose sequences or only change speed."""
-        return self.model_dump(mode="json", exclude={"split", "year", "batch_size", "sequences_per_job"})
+        return self.model_dump(mode="json", exclude={"split", "batch_size", "sequences_per_job"})

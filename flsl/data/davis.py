@@ -12,9 +12,6 @@ from flsl.data.files import Row
 from flsl.data.findings import Findings
 from flsl.runtime.errors import UserError, right_in
 
-FRAMES = "JPEGImages/480p"
-MASKS = "Annotations/480p"
-LISTS = "ImageSets/2017"
 _VOID = 255
 
 
@@ -31,13 +28,13 @@ def read_list(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def read_lists(root: Path | str) -> dict[str, list[str]]:
-    """Return the sequences of each list ``ImageSets/2017/<split>.txt``, by split.
+def read_lists(settings: DavisDataSettings) -> dict[str, list[str]]:
+    """Return the sequences of each list ``ImageSets/<year>/<split>.txt``, by split.
 
     Raises:
         UserError: when there is no list, or one cannot be read or names something outside the data set.
     """
-    folder = Path(root) / LISTS
+    folder = Path(settings.root) / settings.lists
     lists: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*.txt")):
         if path.name.startswith("."):
@@ -46,7 +43,7 @@ def read_lists(root: Path | str) -> dict[str, list[str]]:
         for name in lists[path.stem]:
             right_in(folder, name, path)
     if not any(lists.values()):
-        raise UserError(f"{folder}: lists no sequences; DAVIS' {LISTS}/val.txt is expected there")
+        raise UserError(f"{folder}: lists no sequences; DAVIS' {settings.lists}/val.txt is expected there")
     return lists
 
 
@@ -56,14 +53,14 @@ def check_davis(settings: DavisDataSettings, rows: Sequence[Row]) -> Findings:
     Raises:
         UserError: when no sequence is listed, or none of the listed ones has frames.
     """
-    lists = read_lists(settings.root)
+    lists = read_lists(settings)
     findings = Findings()
-    frames, masks = _by_sequence(rows, FRAMES, ".jpg"), _by_sequence(rows, MASKS, ".png")
+    frames, masks = _by_sequence(rows, settings.frames, ".jpg"), _by_sequence(rows, settings.masks, ".png")
     split_of: dict[str, str] = {}
     for split, names in lists.items():
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            findings.inconsistencies.append(f"{LISTS}/{split}.txt: {twice[0]} is listed twice")
+            findings.inconsistencies.append(f"{settings.lists}/{split}.txt: {twice[0]} is listed twice")
         figures: dict[str, Any] = {"sequences": len(set(names)), "frames": 0, "masks": 0, "objects": 0}
         for name in dict.fromkeys(names):
             split_of.setdefault(name, split)
@@ -76,7 +73,7 @@ def check_davis(settings: DavisDataSettings, rows: Sequence[Row]) -> Findings:
         findings.splits[split] = figures
     if not any(frames[name] for name in split_of):
         raise UserError(
-            f"{Path(settings.root) / FRAMES}: holds no frame of a listed sequence; <sequence>/00000.jpg is expected"
+            f"{settings.root}/{settings.frames}: holds no frame of a listed sequence; <sequence>/00000.jpg is expected"
         )
     unlisted = sorted(name for name, files in frames.items() if files and name not in split_of)
     if unlisted:

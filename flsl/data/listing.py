@@ -110,9 +110,9 @@ def sources(settings: KindSettings) -> list[Source]:
             ]
         case DavisDataSettings():
             parts = [
-                Source("JPEGImages/480p", f"{name}.root", "images"),
-                Source("Annotations/480p", f"{name}.root", "masks"),
-                Source("ImageSets/2017", f"{name}.root", "tables"),
+                Source(settings.frames, f"{name}.resolution", "images"),
+                Source(settings.masks, f"{name}.resolution", "masks"),
+                Source(settings.lists, f"{name}.year", "tables"),
             ]
     return parts
 

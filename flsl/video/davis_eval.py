@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from flsl.config.video import DavisSettings
+from flsl.config.data import DavisDataSettings
 from flsl.runtime.errors import UserError
 from flsl.runtime.processes import cores, parallel_map
 from flsl.runtime.progress import track, warn
@@ -75,22 +75,22 @@ class _Measured:
 
 
 def evaluate(
-    root: Path, masks: Path, settings: DavisSettings, only: Iterable[str] = (), processes: int = 0
+    data: DavisDataSettings, split: str, masks: Path, only: Iterable[str] = (), processes: int = 0
 ) -> Evaluation:
     """Evaluate predicted masks against the annotations.
 
     Args:
-        root: DAVIS' folder.
+        data: DAVIS' folders.
+        split: name of the list of sequences.
         masks: folder of the predicted masks, ``<sequence>/%05d.png``.
-        settings: year, split and resolution.
         only: sequences to evaluate; empty takes the split's.
         processes: number of processes at most; 0 takes one a processor.
 
     Raises:
         UserError: for masks that are missing, unreadable, or of another size than the annotations.
     """
-    names = sequence_names(root, settings, only)
-    pieces = [piece for name in names for piece in _pieces(root, masks, name, settings)]
+    names = sequence_names(data, split, only)
+    pieces = [piece for name in names for piece in _pieces(data, masks, name)]
     measured: dict[str, list[_Measured]] = {name: [] for name in names}
     worth = 1 + sum(len(piece.truth) for piece in pieces) // _FRAMES_A_PROCESS
     with parallel_map(min(processes or cores(), worth), "a measuring process") as mapping:
@@ -102,8 +102,8 @@ def evaluate(
     return Evaluation({f"davis/{name}": value for name, value in _means(objects).items()}, sequences, objects)
 
 
-def _pieces(root: Path, masks: Path, name: str, settings: DavisSettings) -> Iterator[_Piece]:
-    truth = ground_truth(root, name, settings)
+def _pieces(data: DavisDataSettings, masks: Path, name: str) -> Iterator[_Piece]:
+    truth = ground_truth(data, name)
     first = read_first_mask(truth[0])
     objects = int(first.max())
     absent = sorted(set(range(1, objects + 1)) - set(np.unique(first).tolist()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flsl.config.video import DavisSettings
+from flsl.config.data import DavisDataSettings
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import StageRecord, atomic
 from flsl.runtime.progress import warn
@@ -31,30 +31,30 @@ class Made:
 
 
 def write_figures(
-    root: Path,
+    data: DavisDataSettings,
+    split: str,
     made: Made,
-    settings: DavisSettings,
     out: Path,
     run: str,
     only: Iterable[str] = (),
     processes: int = 0,
     sheets: Path | None = None,
     where_annotated: bool = False,
-    data: Sequence[Path] = (),
+    manifests: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Evaluate masks and write ``metrics.json``, with the tables ``sequences`` and ``objects`` beside the figures.
 
     Args:
-        root: DAVIS' folder.
+        data: DAVIS' folders.
+        split: name of the list of sequences.
         made: the masks and the records that tell with which settings they were made.
-        settings: year, split and resolution.
         out: the file.
         run: the run's name.
         only: sequences to evaluate; empty takes the split's.
         processes: number of processes at most; 0 takes one a processor.
         sheets: folder to copy the sequences' contact sheets to.
         where_annotated: of a split with no annotations but the first frames', write a record without figures.
-        data: files that tell of the data set, for the record.
+        manifests: files that tell of the data set, for the record.
 
     Returns:
         what was written.
@@ -63,20 +63,20 @@ def write_figures(
         UserError: as :func:`flsl.video.davis_eval.evaluate`, when sequences were made with different settings, and when
             contact sheets are wanted and the records are not about these masks, so that neither are the sheets.
     """
-    names = sequence_names(root, settings, only)
-    where = {"split": settings.split, "year": settings.year, "resolution": settings.resolution}
+    names = sequence_names(data, split, only)
+    where = {"split": split, "year": data.year, "resolution": data.resolution}
     known = made_how(made.previews, names, made.masks)
     if sheets is not None and known is None:
         raise UserError(f"--sheets: {made.previews} holds no contact sheets of {made.masks}; propagate it, or drop it")
     how = known or Propagation()
-    params, read = {**how.params, **where}, [split_list(root, settings), *data]
+    params, read = {**how.params, **where}, [split_list(data, split), *manifests]
     record = StageRecord("davis", run, params, read, made_with=how.facts, seconds=how.seconds)
     if sheets is not None:
         for name in names:
             with atomic(sheets / f"{name}.jpg") as path:
                 shutil.copyfile(require_file(made.previews / f"{name}.jpg", f"the contact sheet of {name}"), path)
-    if where_annotated and not any(is_annotated(root, name, settings) for name in names):
-        warn(f"{split_list(root, settings)}: only first frames are annotated; there are no figures, only masks")
+    if where_annotated and not any(is_annotated(data, name) for name in names):
+        warn(f"{split_list(data, split)}: only first frames are annotated; there are no figures, only masks")
         return record.write(out, {})
-    found = evaluate(root, made.masks, settings, names, processes)
+    found = evaluate(data, split, made.masks, names, processes)
     return record.write(out, found.metrics, sequences=found.sequences, objects=found.objects)

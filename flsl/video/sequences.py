@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flsl.config.video import DavisSettings
+from flsl.config.data import DavisDataSettings
 from flsl.data.davis import read_list
 from flsl.data.decode import open_image, reason
 from flsl.runtime.errors import UserError, nearest, require_folder, right_in
@@ -50,32 +50,32 @@ def reading() -> Iterator[None]:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
 
 
-def split_list(root: Path, settings: DavisSettings) -> Path:
+def split_list(data: DavisDataSettings, split: str) -> Path:
     """Return the path of the split's list of sequences."""
-    return root / "ImageSets" / str(settings.year) / f"{settings.split}.txt"
+    return Path(data.root) / data.lists / f"{split}.txt"
 
 
 @reading()
-def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()) -> list[str]:
+def sequence_names(data: DavisDataSettings, split: str, only: Iterable[str] = ()) -> list[str]:
     """Return the names of the split's sequences, or those of ``only`` where it names any.
 
     Args:
-        root: folder that holds ``ImageSets``, ``JPEGImages`` and ``Annotations``.
-        settings: the year and the split, and the resolution that sequences of ``only`` must exist at.
+        data: the folders.
+        split: the list's name.
         only: names of sequences, of the split or of the data set.
 
     Raises:
         UserError: when the list is missing, unreadable or empty, or a sequence is unknown.
     """
-    root = require_folder(root, "DAVIS (JPEGImages, Annotations, ImageSets)")
-    path = split_list(root, settings)
+    root = require_folder(data.root, "DAVIS (JPEGImages, Annotations, ImageSets)")
+    path = split_list(data, split)
     if not path.exists():
         splits = [list_.stem for list_ in files_of(path.parent, ".txt")]
         known = f"; there {'are' if len(splits) > 1 else 'is'} {', '.join(splits)}" if splits else ""
         raise UserError(f"{path}: no such list of sequences{known}")
     names = list(dict.fromkeys(read_list(path)))
     wanted = list(dict.fromkeys(only))
-    frames = root / "JPEGImages" / settings.resolution
+    frames = root / data.frames
     for name in wanted:
         if name not in names and not right_in(frames, name, "--sequences").is_dir():
             raise UserError(f"--sequences: '{name}' is not a sequence of {path}{nearest(name, names)}")
@@ -87,30 +87,31 @@ def sequence_names(root: Path, settings: DavisSettings, only: Iterable[str] = ()
 
 
 @reading()
-def open_video(root: Path, name: str, settings: DavisSettings) -> Video:
+def open_video(data: DavisDataSettings, name: str) -> Video:
     """Return a sequence's frames and its first mask's path.
 
     Raises:
         UserError: when frames are missing, are not numbered in equal steps or without leading zeros, or the first mask
             is missing.
     """
-    frames = _numbered(require_folder(root / "JPEGImages" / settings.resolution / name, f"frames of {name}"), ".jpg")
-    mask = root / "Annotations" / settings.resolution / name / f"{frames[0].stem}.png"
+    root = Path(data.root)
+    frames = _numbered(require_folder(root / data.frames / name, f"frames of {name}"), ".jpg")
+    mask = root / data.masks / name / f"{frames[0].stem}.png"
     if not mask.is_file():
         raise UserError(f"{mask}: no such file; the mask of the first frame of {name} is expected there")
     return Video(name, frames, mask)
 
 
 @reading()
-def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, ...]:
+def ground_truth(data: DavisDataSettings, name: str) -> tuple[Path, ...]:
     """Return the paths of a sequence's masks, one for every frame where its frames are at hand.
 
     Raises:
         UserError: when masks are missing, or there are too few to evaluate.
     """
-    folder = require_folder(root / "Annotations" / settings.resolution / name, f"masks of {name}")
+    folder = require_folder(Path(data.root) / data.masks / name, f"masks of {name}")
     masks = _numbered(folder, ".png")
-    frames = [path.stem for path in files_of(root / "JPEGImages" / settings.resolution / name, ".jpg")]
+    frames = [path.stem for path in files_of(Path(data.root) / data.frames / name, ".jpg")]
     missing = sorted(set(frames) - {mask.stem for mask in masks})
     if missing and len(masks) == 1:
         raise UserError(
@@ -129,9 +130,9 @@ def ground_truth(root: Path, name: str, settings: DavisSettings) -> tuple[Path, 
 
 
 @reading()
-def is_annotated(root: Path, name: str, settings: DavisSettings) -> bool:
+def is_annotated(data: DavisDataSettings, name: str) -> bool:
     """Tell whether more than the first frame of a sequence has a mask."""
-    return len(files_of(root / "Annotations" / settings.resolution / name, ".png")) > 1
+    return len(files_of(Path(data.root) / data.masks / name, ".png")) > 1
 
 
 @reading()

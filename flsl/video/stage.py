@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from PIL import Image
 
+from flsl.config.data import DavisDataSettings
 from flsl.config.video import DavisSettings
 from flsl.data.palette import palette
 from flsl.model.backbone import Backbone
@@ -88,14 +89,13 @@ def by_copying(run: str) -> Method:
 
 
 def propagate_sequences(
-    root: Path, names: Iterable[str], settings: DavisSettings, method: Method, outputs: Outputs, fresh: bool = False
+    data: DavisDataSettings, names: Iterable[str], method: Method, outputs: Outputs, fresh: bool = False
 ) -> None:
     """Segment sequences and write their masks and previews; one that fails does not keep the others back.
 
     Args:
-        root: DAVIS' folder.
+        data: DAVIS' folders.
         names: the sequences.
-        settings: where they are found.
         method: how masks are made.
         outputs: where they go.
         fresh: make again what an earlier call with equal settings and inputs has made.
@@ -106,7 +106,7 @@ def propagate_sequences(
     failures: list[str] = []
     for name in names:
         try:
-            video = open_video(root, name, settings)
+            video = open_video(data, name)
             masks = outputs.masks / name
             made = [*(masks / f"{path.stem}.png" for path in video.frames), *preview_paths(outputs.previews, name)]
             record = record_path(outputs.previews, name)

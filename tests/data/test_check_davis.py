@@ -12,8 +12,10 @@ from PIL import Image
 
 from flsl.config.data import DavisDataSettings
 from flsl.data.check import check_data
-from flsl.data.davis import FRAMES, LISTS, MASKS, read_lists
+from flsl.data.davis import read_lists
 from flsl.runtime.errors import UserError
+
+FRAMES, MASKS, LISTS = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017"
 
 
 def _mask(path: Path, ids: list[int], size: tuple[int, int] = (30, 20)) -> None:
@@ -40,8 +42,8 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def _check(root: Path) -> dict[str, Any]:
-    return check_data(DavisDataSettings(root=str(root)), root.parent / "out")[0]
+def _check(root: Path, **changes: Any) -> dict[str, Any]:
+    return check_data(DavisDataSettings(root=str(root), **changes), root.parent / "out")[0]
 
 
 def test_a_consistent_copy(root: Path) -> None:
@@ -50,7 +52,7 @@ def test_a_consistent_copy(root: Path) -> None:
     assert manifest["splits"]["val"] == {
         "files": 12, "ok": 12, "images": 12, "sequences": 2, "frames": 6, "masks": 6, "objects": 3
     }  # fmt: skip
-    assert read_lists(root) == {"val": ["bear", "camel"]}
+    assert read_lists(DavisDataSettings(root=str(root))) == {"val": ["bear", "camel"]}
 
 
 def _number_without_zeros(root: Path) -> None:
@@ -121,7 +123,20 @@ def test_names_of_sequences_may_hold_spaces(root: Path) -> None:
         (root / folder / "bear").rename(root / folder / "a bear")
     (root / LISTS / "val.txt").write_bytes(b"a bear \r\n\r\ncamel")
     assert _check(root)["inconsistencies"]["count"] == 0
-    assert read_lists(root) == {"val": ["a bear", "camel"]}
+    assert read_lists(DavisDataSettings(root=str(root))) == {"val": ["a bear", "camel"]}
+
+
+def test_year_and_resolution_name_the_folders(root: Path) -> None:
+    for kind in ("JPEGImages", "Annotations"):
+        (root / kind / "480p").rename(root / kind / "Full-Resolution")
+    (root / LISTS).rename(root / "ImageSets/2019")
+    first = _check(root, year=2019, resolution="Full-Resolution")
+    assert first["inconsistencies"]["count"] == 0
+    assert first["splits"]["val"]["frames"] == 6
+    Image.new("RGB", (30, 20)).save(root / "JPEGImages/Full-Resolution/bear/00001.jpg")
+    assert _check(root, year=2019, resolution="Full-Resolution")["content_sha256"] != first["content_sha256"]
+    with pytest.raises(UserError, match=r"ImageSets/2017: no such folder; data\.davis\.year needs it"):
+        _check(root, resolution="Full-Resolution")
 
 
 def test_void_is_no_object(root: Path) -> None:
@@ -155,7 +170,10 @@ def test_unlisted_sequences_are_noted(root: Path) -> None:
         (lambda d: (d / LISTS / "val.txt").write_text("../../x\n"), r"val\.txt: '\.\./\.\./x' is no plain name"),
         (lambda d: (d / LISTS / "val.txt").write_bytes(b"\xff\xfe"), "cannot be read as a list of sequences"),
         (lambda d: (d / LISTS / "val.txt").write_text("other\n"), "holds no frame of a listed sequence"),
-        (lambda d: (d / "JPEGImages").rename(d / "x"), r"JPEGImages/480p: no such folder; data\.davis\.root needs it"),
+        (
+            lambda d: (d / "JPEGImages").rename(d / "x"),
+            r"JPEGImages/480p: no such folder; data\.davis\.resolution needs it",
+        ),
     ],
 )
 def test_data_sets_that_cannot_be_used_are_one_line(root: Path, spoil: Callable[[Path], object], line: str) -> None:

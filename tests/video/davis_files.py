@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from flsl.config.data import DavisDataSettings
+
 
 def write_mask(path, labels):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.asarray(labels, np.uint8))
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + 247 * [200, 200, 200])  # a short palette would cut high ids
     image.save(path)
+
+
+def data_of(root, **changes):
+    return DavisDataSettings(root=str(root), **changes)
 
 
 def write_davis(root, sequences, split="val", year=2017, frames=None):

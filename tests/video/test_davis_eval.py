@@ -7,12 +7,11 @@ import signal
 import davis_reference as reference
 import numpy as np
 import pytest
-from davis_files import moving_discs, write_davis, write_mask, write_predictions
+from davis_files import data_of, moving_discs, write_davis, write_mask, write_predictions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flsl.config.video import DavisSettings
 from flsl.runtime.errors import UserError
 from flsl.video import davis_eval
 from flsl.video.davis_eval import evaluate
@@ -60,7 +59,7 @@ def test_figures_equal_the_literal_reference_on_any_masks(tmp_path, seed, frames
     predictions = {name: damaged(masks, seed) for name, masks in truth.items()}
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", predictions)
     assert_equal(
-        evaluate(root, masks, DavisSettings(), processes=1),
+        evaluate(data_of(root), "val", masks, processes=1),
         {name: (truth[name], predictions[name]) for name in truth},
     )
 
@@ -93,7 +92,7 @@ def test_figures_are_those_that_davis2017_evaluation_gave(tmp_path):
     truth = {"long": ellipses(18, 0), "short": ellipses(7, 0)}
     predictions = {"long": ellipses(18, 1), "short": ellipses(7, 3)}
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", predictions)
-    evaluation = evaluate(root, masks, DavisSettings(), processes=1)
+    evaluation = evaluate(data_of(root), "val", masks, processes=1)
     for name, values in official.items():
         assert [row[name] for row in evaluation.objects] == pytest.approx(100 * np.array(values), abs=1e-9)
         assert evaluation.metrics[f"davis/{name}"] == pytest.approx(100 * np.mean(values), abs=1e-9)
@@ -106,9 +105,9 @@ def test_a_long_sequence_is_the_same_in_pieces_over_processes(tmp_path, monkeypa
     truth = {"long": moving_discs(41, 2, (20, 30), radius=5), "short": moving_discs(3, 1, (20, 30), radius=5)}
     predictions = {name: damaged(masks, 5) for name, masks in truth.items()}
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", predictions)
-    several = evaluate(root, masks, DavisSettings(), processes=2)
+    several = evaluate(data_of(root), "val", masks, processes=2)
     assert_equal(several, {name: (truth[name], predictions[name]) for name in truth})
-    assert several == evaluate(root, masks, DavisSettings(), processes=1)
+    assert several == evaluate(data_of(root), "val", masks, processes=1)
     assert [(row["sequence"], row["frames"]) for row in several.sequences] == [("long", 39), ("short", 1)]
 
 
@@ -117,24 +116,24 @@ def test_perfect_masks_score_100_and_sequences_can_be_chosen(tmp_path):
     root = write_davis(tmp_path / "davis", truth)
     masks = write_predictions(tmp_path / "masks", {"the b": truth["the b"][:-1]})
     (masks / "the b" / "00000.png").unlink()  # the first and the last frame are not evaluated, so need not be there
-    evaluation = evaluate(root, masks, DavisSettings(), only=["the b"], processes=1)
+    evaluation = evaluate(data_of(root), "val", masks, only=["the b"], processes=1)
     assert evaluation.metrics["davis/J&F-Mean"] == 100
     assert [row["sequence"] for row in evaluation.sequences] == ["the b"]
-    assert sequence_names(root, DavisSettings()) == ["a", "the b"]
+    assert sequence_names(data_of(root), "val") == ["a", "the b"]
 
 
 def test_superfluous_ids_count_as_background_with_a_warning(tmp_path, capsys):
     truth = {"a": moving_discs(5, 1)}
     with_more = [np.where(labels == 0, 9, labels) for labels in truth["a"]]
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", {"a": with_more})
-    assert evaluate(root, masks, DavisSettings(), processes=1).metrics["davis/J&F-Mean"] == 100
+    assert evaluate(data_of(root), "val", masks, processes=1).metrics["davis/J&F-Mean"] == 100
     assert "no objects 9" in capsys.readouterr().err
 
 
 def test_a_gap_in_the_first_masks_ids_counts_as_in_the_official_tool_with_a_warning(tmp_path, capsys):
     truth = {"a": [labels * 2 for labels in moving_discs(5, 1)]}
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
-    assert len(evaluate(root, masks, DavisSettings(), processes=1).objects) == 2
+    assert len(evaluate(data_of(root), "val", masks, processes=1).objects) == 2
     assert "without a gap" in capsys.readouterr().err
 
 
@@ -143,10 +142,10 @@ def test_hidden_files_are_no_frames_and_no_masks(tmp_path):
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
     for kind, name in (("JPEGImages", "._00000.jpg"), ("Annotations", "._00000.png")):
         (root / kind / "480p/a" / name).write_bytes(b"of macOS")
-    assert evaluate(root, masks, DavisSettings(), processes=1).metrics["davis/J&F-Mean"] == 100
+    assert evaluate(data_of(root), "val", masks, processes=1).metrics["davis/J&F-Mean"] == 100
     for path in sorted((root / "Annotations/480p/a").iterdir())[2:]:
         path.unlink()
-    assert not is_annotated(root, "a", DavisSettings())
+    assert not is_annotated(data_of(root), "a")
 
 
 def test_year_split_and_resolution_name_the_folders(tmp_path):
@@ -154,8 +153,8 @@ def test_year_split_and_resolution_name_the_folders(tmp_path):
     root = write_davis(tmp_path / "davis", truth, split="train", year=2016)
     (root / "Annotations" / "480p").rename(root / "Annotations" / "Full-Resolution")
     masks = write_predictions(tmp_path / "masks", truth)
-    chosen = DavisSettings(split="train", year=2016, resolution="Full-Resolution")
-    assert evaluate(root, masks, chosen, processes=1).metrics["davis/J&F-Mean"] == 100
+    chosen = data_of(root, year=2016, resolution="Full-Resolution")
+    assert evaluate(chosen, "train", masks, processes=1).metrics["davis/J&F-Mean"] == 100
 
 
 def spoil_first(labels):
@@ -232,7 +231,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, name):
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
     spoil(root, masks)
     with pytest.raises(UserError) as error:
-        evaluate(root, masks, DavisSettings(), processes=1)
+        evaluate(data_of(root), "val", masks, processes=1)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -241,7 +240,7 @@ def test_an_unknown_sequence_is_refused_with_the_nearest_name(tmp_path):
     truth = {"blackswan": moving_discs(4, 1)}
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
     with pytest.raises(UserError, match="did you mean 'blackswan'"):
-        evaluate(root, masks, DavisSettings(), only=["blackswam"])
+        evaluate(data_of(root), "val", masks, only=["blackswam"])
 
 
 def test_a_fault_in_another_process_reaches_the_user(tmp_path, monkeypatch):
@@ -250,7 +249,7 @@ def test_a_fault_in_another_process_reaches_the_user(tmp_path, monkeypatch):
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
     write_mask(masks / "a" / "00030.png", np.zeros((5, 5)))
     with pytest.raises(UserError, match=r"00030\.png: 5×5"):
-        evaluate(root, masks, DavisSettings(), processes=2)
+        evaluate(data_of(root), "val", masks, processes=2)
 
 
 def killed(piece):
@@ -274,4 +273,4 @@ def test_figures_equal_the_literal_reference_on_a_real_sequence(tmp_path, real_d
     predictions = [np.roll(labels, (3, -4), (0, 1)) for labels in truth]
     root = write_davis(tmp_path / "davis", {"a": truth})
     masks = write_predictions(tmp_path / "masks", {"a": predictions})
-    assert_equal(evaluate(root, masks, DavisSettings(), processes=1), {"a": (truth, predictions)})
+    assert_equal(evaluate(data_of(root), "val", masks, processes=1), {"a": (truth, predictions)})

@@ -6,7 +6,7 @@ import numpy as np
 import propagation_reference as reference
 import pytest
 import torch
-from davis_files import moving_discs, write_davis, write_mask
+from davis_files import data_of, moving_discs, write_davis, write_mask
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -84,7 +84,7 @@ def test_label_maps_are_identical_on_a_larger_grid():
 @pytest.mark.real
 def test_label_maps_are_those_of_the_literal_protocol_on_real_frames(real_data, backbone):
     chosen = DavisSettings(size=96, multiple=8, radius=4, context_frames=2)
-    video = open_video(real_data / "davis", "car-shadow", chosen)
+    video = open_video(data_of(real_data / "davis"), "car-shadow")
     mask = np.asarray(Image.open(video.first_mask))
     original = (mask.shape[1], mask.shape[0])
     size = protocol_size(*original, chosen, 8)
@@ -146,7 +146,7 @@ def test_sizes_that_hold_no_patch_are_refused():
 
 def small_video(tmp_path, count=7, objects=2, **kwargs):
     root = write_davis(tmp_path / "davis", {"discs": moving_discs(count, objects, (52, 90))}, **kwargs)
-    return open_video(root, "discs", SMALL)
+    return open_video(data_of(root), "discs")
 
 
 def test_a_video_is_segmented_at_its_own_size_from_features_that_are_computed_once(tmp_path, backbone):
@@ -274,5 +274,5 @@ def test_missing_files_are_named(tmp_path, spoil, message):
     video = small_video(tmp_path)
     spoil(video)
     with pytest.raises(UserError) as error:
-        open_video(tmp_path / "davis", "discs", SMALL)
+        open_video(data_of(tmp_path / "davis"), "discs")
     assert message in str(error.value)

@@ -6,11 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from davis_files import moving_discs, write_davis, write_mask
+from davis_files import data_of, moving_discs, write_davis, write_mask
 from PIL import Image
 
 from flsl.cli import main
-from flsl.config.data import DavisDataSettings
 from flsl.config.video import DavisSettings
 from flsl.data.check import check_data
 from flsl.runtime.code import code_now
@@ -59,7 +58,7 @@ def test_masks_are_indexed_pngs_of_256_colours_that_keep_every_id(tmp_path):
 
 
 def test_each_sequence_gets_masks_animation_contact_sheet_and_record(davis, outputs):
-    propagate_sequences(davis, ["one", "two", "single"], DavisSettings(), by_copying("copy"), outputs)
+    propagate_sequences(data_of(davis), ["one", "two", "single"], by_copying("copy"), outputs)
     assert listing(outputs.masks / "one") == [f"{index:05d}.png" for index in range(5)]
     assert sorted(path.name for path in outputs.masks.iterdir()) == ["one", "single", "two"]
     with Image.open(outputs.masks / "one" / "00003.png") as mask:
@@ -111,7 +110,7 @@ def counting(run, params):
 def test_what_was_made_with_equal_settings_and_inputs_is_kept(davis, outputs):
     def make(run="a", size=1, **kwargs):
         method, made = counting(run, {"size": size})
-        propagate_sequences(davis, ["one"], DavisSettings(), method, outputs, **kwargs)
+        propagate_sequences(data_of(davis), ["one"], method, outputs, **kwargs)
         return made
 
     assert make() == ["one"]
@@ -140,7 +139,7 @@ def test_what_was_made_with_equal_settings_and_inputs_is_kept(davis, outputs):
 def test_a_sequence_that_fails_leaves_nothing_behind_and_the_others_whole(davis, outputs):
     (davis / "JPEGImages/480p/two/00005.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1 sequence\(s\) failed: two: .*00005\.jpg"):
-        propagate_sequences(davis, ["two", "one"], DavisSettings(), by_copying("copy"), outputs)
+        propagate_sequences(data_of(davis), ["two", "one"], by_copying("copy"), outputs)
     assert listing(outputs.masks) == ["one", *(f"one/{index:05d}.png" for index in range(5))]
     assert listing(outputs.previews) == ["one.gif", "one.jpg", "one.json"]
 
@@ -149,19 +148,19 @@ def test_what_a_killed_process_left_is_cleared_away_and_no_other_sequences(davis
     others = [f".{name}.{'0f' * 16}.tmp" for name in ("one.b", "one")]
     for name in others:
         (outputs.masks / name).mkdir(parents=True)
-    propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+    propagate_sequences(data_of(davis), ["one"], by_copying("copy"), outputs)
     assert sorted(path.name for path in outputs.masks.iterdir()) == [others[0], "one"]
 
 
 def test_a_frame_that_is_gone_fails_its_sequence_only(davis, outputs, capsys):
     names = ["one", "n" * 300, "two"]
     with pytest.raises(UserError, match="File name too long"):
-        propagate_sequences(davis, names, DavisSettings(), by_copying("copy"), outputs)
+        propagate_sequences(data_of(davis), names, by_copying("copy"), outputs)
     frame = davis / "JPEGImages/480p/one/00003.jpg"
     frame.unlink()
     frame.symlink_to("nowhere")
     with pytest.raises(UserError, match=r"^1 sequence\(s\) failed: one: .*00003\.jpg: not a readable image"):
-        propagate_sequences(davis, ["one", "two"], DavisSettings(), by_copying("copy"), outputs)
+        propagate_sequences(data_of(davis), ["one", "two"], by_copying("copy"), outputs)
     assert "two: made before" in capsys.readouterr().err
 
 
@@ -169,7 +168,7 @@ def test_a_link_in_the_masks_place_is_replaced_and_what_it_names_stays(davis, ou
     (tmp_path / "elsewhere").mkdir()
     outputs.masks.mkdir()
     (outputs.masks / "one").symlink_to(tmp_path / "elsewhere")
-    propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+    propagate_sequences(data_of(davis), ["one"], by_copying("copy"), outputs)
     assert len(listing(outputs.masks / "one")) == 5
     assert listing(tmp_path / "elsewhere") == []
 
@@ -177,7 +176,7 @@ def test_a_link_in_the_masks_place_is_replaced_and_what_it_names_stays(davis, ou
 def test_previews_that_cannot_be_written_are_named(davis, outputs):
     outputs.previews.write_text("no folder")
     with pytest.raises(UserError, match=r"previews/one\.json: cannot be written: a file stands"):
-        propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+        propagate_sequences(data_of(davis), ["one"], by_copying("copy"), outputs)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,7 @@ def test_previews_that_cannot_be_written_are_named(davis, outputs):
 )  # fmt: skip
 def test_a_record_of_another_form_is_none(davis, outputs, part, value):
     method, made = counting("a", {})
-    propagate_sequences(davis, ["one"], DavisSettings(), method, outputs)
+    propagate_sequences(data_of(davis), ["one"], method, outputs)
     record = outputs.previews / "one.json"
     data = json.loads(record.read_text())
     owner, _, name = part.rpartition(".")
@@ -197,18 +196,18 @@ def test_a_record_of_another_form_is_none(davis, outputs, part, value):
     record.write_text(json.dumps(data))
     with pytest.raises(UserError, match=r"one\.json: no record of a sequence"):
         made_how(outputs.previews, ["one"], outputs.masks)
-    propagate_sequences(davis, ["one"], DavisSettings(), method, outputs)
+    propagate_sequences(data_of(davis), ["one"], method, outputs)
     assert made == ["one", "one"]
 
 
 def test_masks_that_cannot_be_read_are_not_those_of_their_record(davis, outputs):
-    propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+    propagate_sequences(data_of(davis), ["one"], by_copying("copy"), outputs)
     assert made_how(outputs.previews, ["one"], outputs.masks) is not None
     mask = outputs.masks / "one/00002.png"
     mask.unlink()
     mask.mkdir()
     assert made_how(outputs.previews, ["one"], outputs.masks) is None
-    propagate_sequences(davis, ["one"], DavisSettings(), by_copying("copy"), outputs)
+    propagate_sequences(data_of(davis), ["one"], by_copying("copy"), outputs)
     assert mask.is_file()
 
 
@@ -247,7 +246,7 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
     made = ["baseline", "--name", "x", "--out", str(tmp_path / "x"), 'baselines.x={"kind": "random"}', *TINY]
     assert main(made) == 0
     (tmp_path / "x/backbone.safetensors").rename(encoder)
-    check_data(DavisDataSettings(root=str(davis)), tmp_path / "results/p/data/davis")
+    check_data(data_of(davis), tmp_path / "results/p/data/davis")
     chosen = ["--davis", davis, *TINY, "project=p", f"results={tmp_path / 'results'}"]
     assert run("propagate", *chosen, "--backbone", encoder, "--out", masks) == 0
     records = [masks.parent / "masks-previews" / f"{name}.json" for name in ("one", "two")]
@@ -274,7 +273,7 @@ def test_the_figures_record_the_propagation_too(davis, tmp_path):
     kept = records[0].read_text()
     kept = kept.replace("older than the evaluation's", str(code_now(["flsl.runtime.outputs"])["flsl.runtime.outputs"]))
     records[0].write_text(kept)
-    check_data(DavisDataSettings(root=str(davis)), manifest.parent)
+    check_data(data_of(davis), manifest.parent)
     assert run("propagate", *chosen, "--backbone", encoder, "--out", masks) == 0
     assert (records[0].read_text(), "mixed" in records[1].read_text()) == (kept, False)
     assert run("evaluate", *chosen, "--masks", masks, "--out", out, "--jobs", 1) == 0
@@ -327,6 +326,16 @@ def test_splits_years_and_sequences_are_chosen_on_the_command_line(davis, tmp_pa
         run("propagate", *chosen, "--copy-first-mask", "--out", tmp_path / "b" / "m", "--sequences", "one", *TINY) == 0
     )
     assert [path.name for path in (tmp_path / "b" / "m").iterdir()] == ["one"]
+
+
+def test_the_resolution_is_a_setting_of_the_data(davis, tmp_path):
+    for kind in ("JPEGImages", "Annotations"):
+        (davis / kind / "480p").rename(davis / kind / "Full-Resolution")
+    masks, out = tmp_path / "masks", tmp_path / "metrics.json"
+    chosen = ["--davis", davis, "data.davis.resolution=Full-Resolution"]
+    assert run("propagate", *chosen, "--copy-first-mask", "--out", masks) == 0
+    assert run("evaluate", *chosen, "--masks", masks, "--out", out, "--jobs", 1, "--sequences", "one") == 0
+    assert json.loads(out.read_text())["params"]["resolution"] == "Full-Resolution"
 
 
 def test_a_split_without_annotations_gives_masks_and_a_record_without_figures(davis, tmp_path, capsys):

@@ -258,13 +258,12 @@ def davis_parts(run):
     settings, data = RESOLVED[run].davis, EXPERIMENT.data
     if data.davis is None:
         return {}
-    root = Path(data.davis.root)
-    if data.scenes is not None and root == Path(data.scenes.root) / "davis":
+    if data.scenes is not None and Path(data.davis.root) == Path(data.scenes.root) / "davis":
         # known before they are made
         names = made_splits(data.scenes).get(settings.split, [])
     else:
         try:
-            names = sequence_names(root, settings)
+            names = sequence_names(data.davis, settings.split)
         except UserError:
             names = []
     size = settings.sequences_per_job
@@ -277,15 +276,17 @@ def davis_part(names):
     return names[0] + (f"+{len(names) - 1}" if len(names) > 1 else "")
 
 
-def davis_protocol(*names):
-    """Return a params function: as JSON, the settings that the run's masks depend on, or those with these names."""
+def davis_protocol(wildcards):
+    """Return the settings that the run's masks depend on, as JSON."""
+    chosen = {**RESOLVED[wildcards.run].davis.protocol(), "resolution": EXPERIMENT.data.davis.resolution}
+    return json.dumps(chosen, sort_keys=True)
 
-    def of_run(wildcards):
-        settings = RESOLVED[wildcards.run].davis
-        chosen = {name: settings.plain()[name] for name in names} if names else settings.protocol()
-        return json.dumps(chosen, sort_keys=True)
 
-    return of_run
+def davis_evaluated(wildcards):
+    """Return the settings that say which sequences the run's figures are of, as JSON."""
+    data = EXPERIMENT.data.davis
+    chosen = {"split": RESOLVED[wildcards.run].davis.split, "year": data.year, "resolution": data.resolution}
+    return json.dumps(chosen, sort_keys=True)
 
 
 def davis_sequences(wildcards):

@@ -26,7 +26,7 @@ rule davis_propagate:
         gpu=GPU,
     params:
         config=config_of_run,
-        settings=davis_protocol(),
+        settings=davis_protocol,
         root=lambda wildcards: EXPERIMENT.data.davis.root,
         folder=project("runs/{run}/davis"),
         sequences=davis_sequences,
@@ -72,7 +72,7 @@ rule davis_evaluate:
         runtime=larger(30),
     params:
         config=config_of_run,
-        settings=davis_protocol("split", "year", "resolution"),
+        settings=davis_evaluated,
         root=lambda wildcards: EXPERIMENT.data.davis.root,
         folder=subpath(output.metrics, parent=True),
     message:
