@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import uuid
@@ -74,11 +73,7 @@ def by_encoder(
     backbone: Backbone, run: str, settings: DavisSettings, device: torch.device, files: Sequence[Path] = ()
 ) -> Method:
     """Return the method of propagating labels by the features of an encoder, which is on ``device``."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(backbone.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    params = {**settings.protocol(), "encoder": backbone.name, "weights_sha256": digest.hexdigest()}
+    params = {**settings.protocol(), "encoder": backbone.name, "weights_sha256": backbone.digest()}
     function = partial(segment, backbone=backbone, settings=settings, device=device)
     return Method(function, run, params, describe(device), files)
 

@@ -262,7 +262,7 @@ def test_a_killed_process_is_one_line(tmp_path, monkeypatch):
     truth = {"a": moving_discs(40, 1, (20, 30))}
     root, masks = write_davis(tmp_path / "davis", truth), write_predictions(tmp_path / "masks", truth)
     with pytest.raises(UserError, match=r"a measuring process was killed .*try a smaller --jobs"):
-        evaluate(root, masks, DavisSettings(), processes=2)
+        evaluate(data_of(root), "val", masks, processes=2)
 
 
 @pytest.mark.real

@@ -12,6 +12,7 @@ from PIL import Image
 from flsl.cli import main
 from flsl.config.video import DavisSettings
 from flsl.data.check import check_data
+from flsl.model.backbone import Backbone
 from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import sha256_file
@@ -213,7 +214,7 @@ def test_masks_that_cannot_be_read_are_not_those_of_their_record(davis, outputs)
 
 def test_other_weights_are_another_method():
     class Stub(torch.nn.Linear):
-        name = "stub"
+        name, digest = "stub", Backbone.digest
 
     first, second = (by_encoder(Stub(2, 2), "run", DavisSettings(), torch.device("cpu")) for _ in range(2))
     assert first.params["weights_sha256"] != second.params["weights_sha256"]
