@@ -138,7 +138,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.jobs,
         args.sheets,
         args.where_annotated,
-        checked(settings, "davis", data.root),
+        checked(settings, "davis"),
     )
     for metric, value in record["metrics"].items():
         print(f"{metric}\t{value:.2f}")

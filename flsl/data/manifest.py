@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flsl.config.experiment import Experiment
 
 MANIFEST = "manifest.json"
+_OF_THE_CHECK = ("decode", "watch")
 
 
 def load_manifest(folder: Path | str) -> dict[str, Any]:
@@ -33,15 +34,20 @@ def load_manifest(folder: Path | str) -> dict[str, Any]:
     return manifest
 
 
-def checked(experiment: Experiment, kind: Literal["coco", "uavdt", "davis"], root: Path | str) -> list[Path]:
+def checked(experiment: Experiment, kind: Literal["coco", "uavdt", "davis"]) -> list[Path]:
     """Return the manifest that the experiment's project has of a data set, for the record of what reads it.
 
-    It is empty where the data set was not checked, or another folder of its kind was.
+    It is empty where the data set was not checked, or other files of its kind were.
     """
     folder = Path(experiment.results) / experiment.project / "data" / kind
+    settings = getattr(experiment.data, kind)
     with suppress(UserError):
-        if Path(load_manifest(folder)["root"]) == Path(root):
-            return [folder / MANIFEST]
+        manifest = load_manifest(folder)
+        if settings is not None and Path(manifest["root"]) == Path(settings.root):
+            wanted = settings.model_dump(mode="json", exclude={"root", *_OF_THE_CHECK})
+            # a manifest of an earlier version may lack some
+            known = {**wanted, **manifest.get("settings", {})}
+            return [folder / MANIFEST] if all(known[name] == value for name, value in wanted.items()) else []
     return []
 
 

@@ -75,7 +75,7 @@ def _run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path,
         "recipe": recipe.plain(),
         "backbone": {"model": choice.model, "random": choice.random},
     }
-    manifests = checked(experiment, stage, getattr(experiment.data, stage).root)
+    manifests = checked(experiment, stage)
     record = StageRecord(stage, name, params, [*inputs, *manifests, *choice.inputs], distributed.describe(device))
     task = Task(
         stage, settings, recipe, experiment.compute, experiment.seed, data, content(manifests), val, val_images, masks,

@@ -127,7 +127,7 @@ def detection(experiment: Experiment, stage: Detection, choice: EncoderChoice, o
     chosen = experiment.detection
     training = chosen.coco if stage == "coco" else chosen.uavdt
     annotations = _annotations(experiment, stage)
-    manifests = checked(experiment, stage, getattr(experiment.data, stage).root)
+    manifests = checked(experiment, stage)
     recipe = {
         "engine": chosen.engine,
         "model": chosen.model.plain(),

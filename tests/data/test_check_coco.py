@@ -245,11 +245,16 @@ def test_real_sample_is_sound(real_data: Path, tmp_path: Path) -> None:
 def test_the_projects_manifest_of_a_data_set_is_found_for_the_records_of_what_reads_it(tmp_path: Path) -> None:
     _make(tmp_path / "coco", _sound(0), _sound(50))
     root, manifest = tmp_path / "coco", tmp_path / "results/mine/data/coco/manifest.json"
-    experiment = Experiment(project="mine", results=str(tmp_path / "results"))
-    assert checked(experiment, "coco", root) == []
+
+    def found(**settings: Any) -> list[Path]:
+        data = {"coco": {"root": str(root), **settings}}
+        return checked(Experiment(project="mine", results=str(tmp_path / "results"), data=data), "coco")
+
+    assert found() == []
     check_data(CocoSettings(root=str(root)), manifest.parent)
-    assert checked(experiment, "coco", root) == checked(experiment, "coco", f"{root}/") == [manifest]
-    assert checked(experiment, "davis", root) == []
-    assert checked(experiment, "coco", tmp_path) == []
+    assert found() == found(root=f"{root}/") == found(decode=True, watch="off") == [manifest]
+    assert checked(Experiment(project="mine", results=str(tmp_path / "results")), "davis") == []
+    # other files, if in the same folder
+    assert found(root=str(tmp_path)) == found(val_annotations="annotations/others.json") == []
     manifest.write_text("{")
-    assert checked(experiment, "coco", root) == []
+    assert found() == []
