@@ -90,7 +90,9 @@ class _Look:
         try:
             with sending(self._place.folder, self._settings.timeout if last else 1.0):
                 if self._mirror is None:
-                    store = self._open.enter_context(open_store(self._uri, self._settings.timeout))
+                    store = self._open.enter_context(
+                        open_store(self._uri, self._settings.timeout, project_folder=self._place.folder)
+                    )
                     name = self._settings.experiment or self._place.project
                     self._experiment = store.experiment(name, {"flsl.project": self._place.project})
                     self._store = store

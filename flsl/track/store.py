@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from flsl.runtime.errors import UserError
 from flsl.track.bulk import insert
 from flsl.track.history import Point
+from flsl.track.moved import ARTIFACTS, bring_home
 
 Result = TypeVar("Result")
 _SQL = ("sqlite", "postgresql", "mysql", "mssql")
@@ -194,7 +195,9 @@ class Store:
 
 
 @contextlib.contextmanager
-def open_store(uri: str, timeout: float, within: float | None = None, at_once: bool = False) -> Iterator[Store]:
+def open_store(
+    uri: str, timeout: float, within: float | None = None, at_once: bool = False, project_folder: Path | None = None
+) -> Iterator[Store]:
     """Connect to a tracking store.
 
     Args:
@@ -203,6 +206,7 @@ def open_store(uri: str, timeout: float, within: float | None = None, at_once: b
         within: seconds for all that is asked of it together.
         at_once: whether SQLite may wait until the end before it makes sure that the disk has everything: some times
             faster, and a power cut meanwhile can spoil the store, which is then removed and made again from the files.
+        project_folder: where the project lies now; SQLite in it may have been moved with it.
 
     Raises:
         TrackingError: when there is no such store, or it does not answer.
@@ -214,7 +218,7 @@ def open_store(uri: str, timeout: float, within: float | None = None, at_once: b
             " https://…, postgresql://…, mysql://… or databricks"
         )
     if scheme == "sqlite":
-        _check_sqlite(uri, timeout)
+        _check_sqlite(uri, timeout, project_folder)
     settings = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(timeout)),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -295,8 +299,11 @@ def _sqlite_path(uri: str) -> Path:
     return Path(unquote(uri.partition(":///")[2].partition("?")[0]))
 
 
-def _check_sqlite(uri: str, timeout: float) -> None:
-    """Find out within ``timeout`` whether the database can be written; MLflow itself would try for minutes."""
+def _check_sqlite(uri: str, timeout: float, project_folder: Path | None) -> None:
+    """Find out within ``timeout`` whether the database can be written; MLflow itself would try for minutes.
+
+    The project's own is told where it lies.
+    """
     path = _sqlite_path(uri)
     if path == Path() or not path.parent.is_dir():
         raise TrackingError(f"tracking.uri: '{uri}': no folder {path.parent}; write sqlite:///FILE with a folder there")
@@ -304,6 +311,8 @@ def _check_sqlite(uri: str, timeout: float) -> None:
         with contextlib.closing(sqlite3.connect(path, timeout=timeout, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute("ROLLBACK")
+        if project_folder is not None and path.resolve().parent == project_folder:
+            bring_home(path.resolve(), timeout)
     except sqlite3.Error as error:
         raise TrackingError(f"{uri}: {_reason(error, timeout)}") from error
 
@@ -312,7 +321,7 @@ def _artifacts(uri: str) -> str | None:
     """Return where artifacts go: beside a SQLite database; anywhere else the server knows."""
     if not uri.startswith("sqlite:"):
         return None
-    return (_sqlite_path(uri).resolve().parent / "mlartifacts").as_uri()
+    return (_sqlite_path(uri).resolve().parent / ARTIFACTS).as_uri()
 
 
 def _reason(error: BaseException, timeout: float) -> str:

@@ -47,7 +47,7 @@ def sync(project_folder: Path | str, settings: TrackingSettings | None = None, w
     place = Place(folder.name, folder)
     with (
         sending(folder, max(30.0, 3 * settings.timeout)),
-        open_store(uri, settings.timeout, within, at_once=True) as store,
+        open_store(uri, settings.timeout, within, at_once=True, project_folder=folder) as store,
     ):
         experiment = store.experiment(settings.experiment or place.project, {"flsl.project": place.project})
         seen: dict[str, list[Seen]] = defaultdict(list)
@@ -90,5 +90,5 @@ def _warn_of_others(seen: dict[str, list[Seen]], folders: dict[str, Path], place
     for other in sorted(str(folder) for folder in others):
         warn(
             f"runs of these names were sent from {other} before and now show {place.folder}; "
-            "set tracking.experiment to keep both"
+            "where that is another project, set tracking.experiment to keep both"
         )

@@ -20,6 +20,11 @@ from flsl.track.sync import sync
 from flsl.track.table import table_view
 
 
+def in_another_process(results: Results) -> None:
+    command = [sys.executable, "-m", "flsl", "track", "sync", "--project-folder", str(results.folder)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def test_the_table_has_a_row_a_run_with_settings_and_all_figures(results: Results) -> None:
     sync(results.folder)
     runs = shown_runs(results)
@@ -269,11 +274,7 @@ def test_a_project_is_rebuilt_from_its_files(results: Results, empty_store: Path
     # another process, as this one holds the old store open
     for path in results.folder.glob("ml*"):
         path.unlink() if path.is_file() else shutil.rmtree(path)
-    subprocess.run(
-        [sys.executable, "-m", "flsl", "track", "sync", "--project-folder", str(results.folder)],
-        check=True,
-        capture_output=True,
-    )
+    in_another_process(results)
     shutil.copy(results.folder / "mlflow.db", results.folder / "rebuilt.db")
     rebuilt = Results.__new__(Results)
     rebuilt.folder = results.folder / "rebuilt"
@@ -286,6 +287,37 @@ def test_a_project_is_rebuilt_from_its_files(results: Results, empty_store: Path
         assert new[one]["metrics"]["knn/top1_at_20"] == [(0, 40.0)]
         del grown[one]["metrics"]["knn/top1_at_20"], new[one]["metrics"]["knn/top1_at_20"]
     assert new == grown
+
+
+def files_below(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_project_that_was_moved_keeps_its_files_in_mlflow(
+    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_another_process(results)  # MLflow remembers for good where it stored files
+    old, stored = results.folder, files_below(results.folder / "mlartifacts")
+    ids = {name: run.info.run_id for name, run in shown_runs(results).items()}
+    # a sign that addresses of files escape, and two that SQL takes for any other
+    results.folder = tmp_path / "moved %_" / "demo"
+    results.folder.parent.mkdir()
+    old.rename(results.folder)
+    # what was left behind is stored again
+    (results.folder / "mlartifacts" / ids["base/knn"] / "artifacts" / "metrics.json").unlink()
+    results.config("next")
+    sent = sync(results.folder)
+    assert (sent.replaced, sent.removed, sent.points) == (0, 0, 0)
+    assert "sent from" not in capsys.readouterr().err
+    runs = shown_runs(results)
+    new = Path(runs["next"].info.run_id) / "artifacts" / "config.yaml"
+    assert files_below(results.folder / "mlartifacts") == stored | {new}
+    assert not old.exists()
+    assert {name: run.info.run_id for name, run in runs.items() if name != "next"} == ids
+    assert {run.data.tags["flsl.folder"] for run in runs.values()} == {str(results.folder)}
+    for run in (ids["base"], runs["next"].info.run_id):
+        assert Path(client(results).download_artifacts(run, "config.yaml")).is_file()
+    assert sync(results.folder).unchanged == 4
 
 
 def test_two_processes_do_not_send_at_once(results: Results) -> None:
