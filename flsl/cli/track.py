@@ -17,9 +17,10 @@ _LIMIT = 1800.0  # seconds that a workflow waits for a slow server
 _SYNC = """
 
 Reads results/<project> and sends what MLflow does not show yet: one MLflow run a run of the project, with its
-pretraining settings as params and the final figures of all stages as metrics, and below it one a stage with its
-settings, curves and files. Called again, it updates and never duplicates. Runs whose settings changed, and runs whose
-files are gone, move to MLflow's trash (`mlflow gc` empties it). Names: '@' is written '_at_' and '&' '_and_'.
+pretraining settings, and those of evaluations that any run varies, as params and the final figures of all stages as
+metrics, and below it one a stage with its settings, curves and files. Called again, it updates and never duplicates.
+Runs whose settings changed, and runs whose files are gone, move to MLflow's trash (`mlflow gc` empties it). Names:
+'@' is written '_at_' and '&' '_and_'.
 
 The store is --uri, else tracking.uri of the config (without --config, of the newest runs/<run>/config.yaml), else
 MLFLOW_TRACKING_URI, else results/<project>/mlflow.db, which

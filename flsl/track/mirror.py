@@ -7,7 +7,7 @@ a new one takes its place; in all other cases the same MLflow run goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +81,7 @@ class Mirror:
         settings: what to send.
         begun: when a stage began that has not said so yet, in milliseconds since 1970; ``None`` is now.
         ablations: what each run shows of ablations; ``None`` leaves that as it is.
+        varied: the settings that any run varies; the others' params have them as well.
 
     Attributes:
         counts: what was done so far.
@@ -94,8 +95,9 @@ class Mirror:
         settings: TrackingSettings,
         begun: int | None = None,
         ablations: Mapping[str, Part] | None = None,
+        varied: Collection[str] = (),
     ) -> None:
-        self._ablations = ablations
+        self._ablations, self._varied = ablations, varied
         self._store, self._experiment, self._place, self._settings = store, experiment, place, settings
         self._begun = begun or now()
         self._uploads = True
@@ -111,7 +113,7 @@ class Mirror:
             state: MLflow's status of stages that are not complete; ``None`` leaves it.
         """
         known = self._index(seen)
-        files = signature(run.folder, self._settings.artifact_mb) if whole else ""
+        files = signature(run.folder, self._settings.artifact_mb, self._varied) if whole else ""
         parent = self._bring(known.get(""), self._wanted_run(run, known.get(""), whole, state))
         self._upload(parent, run.folder, listing(run.folder, {CONFIG}), {})
         self._show_ablations(parent, run.name)
@@ -131,7 +133,7 @@ class Mirror:
         stages = sorted(one.tags["flsl.stage"] for one in seen if "flsl.stage" in one.tags)
         return (
             len(parents) == 1
-            and parents[0].tags.get("flsl.files") == signature(folder, self._settings.artifact_mb)
+            and parents[0].tags.get("flsl.files") == signature(folder, self._settings.artifact_mb, self._varied)
             and parents[0].tags.get("flsl.folder") == str(self._place.folder)
             and stages == sorted(path.name for path in stage_folders(folder))
             and {one.tags.get("mlflow.parentRunId") for one in seen} <= {None, parents[0].run_id}
@@ -245,13 +247,26 @@ class Mirror:
         return Wanted(
             name=run.name,
             tags=tags,
-            params=mlflow_params(settings),
+            params=self._params(run, seen),
             figures={mlflow_name(name): value for name, value in run.figures.items()},
             start=min(starts, default=self._begun),
             end=max(ends, default=None) if complete else None,
             status="FINISHED" if complete else _unfinished(seen, state) if begun else "SCHEDULED",
             kept=(lambda name: name.startswith(left)) if whole else (lambda name: True),
         )
+
+    def _params(self, run: Run, seen: Seen | None) -> dict[str, str]:
+        """Return a run's own settings, and what its config says of those that others vary.
+
+        Those that it was sent with stay while the config says the same, whether or not others still vary them: live
+        following sees one run only.
+        """
+        own = mlflow_params(run.settings)
+        if run.baseline:
+            return own
+        known = {mlflow_name(name) for name in self._varied} | (seen.params.keys() if seen is not None else set())
+        config = mlflow_params(run.config) if known - own.keys() else {}
+        return own | {name: config[name] for name in sorted(known - own.keys()) if name in config}
 
     def _wanted_stage(self, run: Run, stage: Stage, parent: Seen, seen: Seen | None, state: str | None) -> Wanted:
         tags = self._tags(run, "stage", stage) | {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 from flsl.config.checking import check
 from flsl.config.experiment import TrackingSettings
+from flsl.runtime.compared import own_settings
 from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.progress import track, warn
-from flsl.runtime.results import CONFIG, read_config, read_project, read_run, run_folders
+from flsl.runtime.results import CONFIG, Run, read_config, read_project, read_run, run_folders
 from flsl.track.ablations import parts
 from flsl.track.lock import sending
 from flsl.track.mirror import Counts, Mirror, Place
@@ -21,9 +23,10 @@ from flsl.track.table import TAG, table_view
 def sync(project_folder: Path | str, settings: TrackingSettings | None = None, within: float | None = None) -> Counts:
     """Bring MLflow to what the files of a project say; a second call sends nothing.
 
-    One MLflow run per run of the project, with the pretraining settings as params and the final figures of all stages
-    as metrics; below it one per stage, with its settings, curves and files. What is gone from the folder goes from the
-    view (to MLflow's trash). Runs of other origin in the same experiment are left alone.
+    One MLflow run per run of the project, with the pretraining settings, and those of evaluations that any run varies,
+    as params and the final figures of all stages as metrics; below it one per stage, with its settings, curves and
+    files. What is gone from the folder goes from the view (to MLflow's trash). Runs of other origin in the same
+    experiment are left alone.
 
     Args:
         project_folder: ``results/<project>``.
@@ -54,7 +57,7 @@ def sync(project_folder: Path | str, settings: TrackingSettings | None = None, w
         for one in store.runs(experiment, {"flsl.project": place.project}):
             seen[one.tags.get("flsl.run", "")].append(one)
         _warn_of_others(seen, folders, place)
-        mirror = Mirror(store, experiment, place, settings, ablations=parts(folder))
+        mirror = Mirror(store, experiment, place, settings, ablations=parts(folder), varied=_varied(folders))
         for name, path in track(folders.items(), "runs to MLflow", len(folders)):
             if mirror.up_to_date(path, seen[name]):
                 mirror.counts.unchanged += 1
@@ -72,6 +75,12 @@ def sync(project_folder: Path | str, settings: TrackingSettings | None = None, w
             store.tag_experiment(experiment, TAG, table_view(read_project(folder)))
         mirror.counts.experiment = experiment
     return mirror.counts
+
+
+def _varied(folders: Mapping[str, Path]) -> set[str]:
+    """Return the settings of pretraining, and those of evaluations that any run varies."""
+    runs = (Run(name, path, read_config(path / CONFIG, [])) for name, path in folders.items())
+    return {name for run in runs if not run.baseline for name in own_settings(run)}
 
 
 def recorded_settings(project_folder: Path) -> TrackingSettings:

@@ -9,8 +9,12 @@ from made_results import Results, ablated
 from mlflow_view import client, shown_runs
 
 from flsl.cli import main
+from flsl.config.experiment import TrackingSettings
 from flsl.config.sweep import plan, record
 from flsl.runtime.outputs import write_json
+from flsl.track.follow import _Look
+from flsl.track.mirror import Place
+from flsl.track.store import default_uri
 from flsl.track.sync import sync
 
 ABLATIONS = {
@@ -68,3 +72,35 @@ def test_another_sync_sends_only_what_changed(tmp_path: Path, empty_store: Path)
     sync(results.folder)
     assert members(results, "wide") == set()
     assert members(results, "vote") == {"base", "knn.temperature-0.05"}
+
+
+def test_a_setting_of_an_evaluation_is_a_param_of_all_runs_once_one_varies_it(
+    tmp_path: Path, empty_store: Path
+) -> None:
+    results = made(tmp_path, empty_store)
+    varying = results.folder / "runs" / "knn.temperature-0.05"
+    varying.rename(tmp_path / "later")
+    sync(results.folder)
+    ids = {name: run.info.run_id for name, run in shown_runs(results).items()}
+    assert "knn.temperature" not in shown_runs(results)["base"].data.params
+    (tmp_path / "later").rename(varying)
+
+    def temperatures() -> dict[str, str]:
+        runs = shown_runs(results)
+        assert ids.items() <= {name: run.info.run_id for name, run in runs.items()}.items()
+        return {name: run.data.params["knn.temperature"] for name, run in runs.items() if "/" not in name}
+
+    sync(results.folder)
+    expected = {"base": "0.07", "prototypes-16": "0.07", "knn.temperature-0.05": "0.05"}
+    assert temperatures() == expected
+    assert sync(results.folder).unchanged == 3
+    # what follows a stage knows of its own run only
+    base = results.folder / "runs" / "base" / "pretrain"
+    about = (Place(results.folder.name, results.folder), "base", default_uri(results.folder), TrackingSettings())
+    look = _Look(base, *about)
+    look.once(last=True)
+    look.close()
+    assert temperatures() == expected
+    shutil.rmtree(varying)
+    sync(results.folder)
+    assert temperatures() == {name: value for name, value in expected.items() if value == "0.07"}
