@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from flsl.runtime.results import is_number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_LETTER = 0.06  # inches that a letter of 8 points takes
 _LINE, _BASE, _BEST, _LACKING = COLOURS[0], COLOURS[6], COLOURS[1], COLOURS[3]
 
 
@@ -47,8 +49,12 @@ def plot_ablation(found: AblationTable, outputs: Sequence[Path]) -> None:
     lines = max(1, math.ceil(len(heads) / columns))
     width = {"lines": 4.2, "map": 4.6, "bars": 4.6}[kind]
     height = 0.32 * len(found.rows) + 1.3 if kind == "bars" else 3.2
-    with figure_files((width * columns, max(2.4, height) * lines + 0.5), outputs) as figure:
-        figure.suptitle(f"ablation {found.ablation.name}", fontsize=12)
+    title = fill(f"ablation {found.ablation.name}", int(width * columns / _LETTER * 8 / 12))
+    key = _key(found, kind, int(width * columns / _LETTER))
+    # a line of each stands in the half inch
+    more = 0.2 * title.count("\n") + 0.14 * key.count("\n")
+    with figure_files((width * columns, max(2.4, height) * lines + 0.5 + more), outputs) as figure:
+        figure.suptitle(title, fontsize=12)
         axes = figure.subplots(lines, columns, squeeze=False)
         draw = {"lines": _lines, "map": _map, "bars": _bars}[kind]
         for axis, head in zip(axes.flat, heads, strict=False):
@@ -60,20 +66,24 @@ def plot_ablation(found: AblationTable, outputs: Sequence[Path]) -> None:
         if not heads:
             axes.flat[0].text(0.5, 0.5, "no point has figures yet", ha="center", va="center", fontsize=10)
         else:
-            figure.supxlabel(_key(found, kind), fontsize=8)
+            figure.supxlabel(key, fontsize=8)
 
 
-def _key(found: AblationTable, kind: str) -> str:
-    """Say what the marks mean, of those that there are."""
+def _key(found: AblationTable, kind: str, letters: int) -> str:
+    """Say what the marks mean, of those that there are, in lines of so many letters."""
     base = {"lines": "square", "map": "frame", "bars": "(base)"}[kind]
     words = [f"{base}: base"] if any(row.base for row in found.rows) else []
     words.append({"lines": "star: best", "map": "star: best", "bars": "bold: best"}[kind])
     if any(len(row.points) > 1 for row in found.rows):
-        words.append("±: sample deviation over seeds" if kind == "map" else "whiskers: sample deviation · dots: seeds")
+        words += ["±: sample deviation over seeds"] if kind == "map" else ["whiskers: sample deviation", "dots: seeds"]
     known = {} if found.untrained is None else found.untrained.figures
     if found.untrained is not None and kind != "map" and any(head.metric in known for head in found.heads):
         words.append(f"dashed: {found.untrained.name}")
-    return " · ".join(words)
+    lines = [words[0]]
+    for word in words[1:]:
+        whole = f"{lines[-1]} · {word}"
+        lines = [*lines[:-1], whole] if len(whole) <= letters else [*lines, word]
+    return "\n".join(lines)
 
 
 def _lines(axis: Axes, found: AblationTable, head: Headline) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 from made_results import Results, ablated
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from flsl.cli import main
@@ -208,6 +212,50 @@ def test_figures_suit_what_is_varied(tmp_path: Path, ablation: dict[str, Any], k
     if kind == "map":
         means = found.means("knn/top1@20")
         assert all(any(f"{mean:.1f}" in one for one in shown) for mean in means if mean is not None)
+
+
+def drawn(results: Results, folder: Path) -> Figure:
+    """Return the figure of the ablation ``a`` as it is laid out when it is written."""
+    figures: list[Figure] = []
+    write_figure = Figure.savefig
+
+    def keep(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        figures.append(figure)
+        write_figure(figure, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", keep)
+        plot_ablation(table_of(results), [folder / "figure.png"])
+    figures[0].draw_without_rendering()
+    return figures[0]
+
+
+def boxes(texts: Iterable[Text]) -> list[Bbox]:
+    return [text.get_window_extent() for text in texts if text.get_text()]
+
+
+@pytest.mark.parametrize("stages", [["knn"], ["knn", "linear"]])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"pretrain.prototypes": [1024, 4096, 8192]},
+        {"pretrain.tau_ca": [0.2, {"start": 0.1, "end": 0.4}]},
+        {"pretrain.tau_sa": [0.05, 0.1], "pretrain.tau_ca": [0.1, 0.2]},
+    ],
+)
+def test_all_words_of_a_figure_are_on_it(tmp_path: Path, grid: dict[str, Any], stages: list[str]) -> None:
+    results = ablated(tmp_path, {"a": {"grid": grid, "seeds": [0, 1], "stages": stages}})
+    results.baseline()
+    results.stage("untrained", "knn", {"knn/top1@20": 26.0})
+    figure = drawn(results, tmp_path)
+    (key,) = (text for text in figure.findobj(Text) if "best" in text.get_text())
+    assert "sample deviation" in key.get_text()
+    # ticks beyond the scale's ends are there as well, and not drawn
+    ticks = {text for axis in figure.axes for text in (*axis.get_xticklabels(), *axis.get_yticklabels())}
+    whole = figure.bbox
+    for box in boxes(set(figure.findobj(Text)) - ticks):
+        assert whole.x0 <= box.x0 <= box.x1 <= whole.x1
+        assert whole.y0 <= box.y0 <= box.y1 <= whole.y1
 
 
 def test_an_ablation_of_which_nothing_has_run_has_a_table_that_says_so(tmp_path: Path) -> None:
