@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LETTER = 0.06  # inches that a letter of 8 points takes
+_ROW = 50  # so many letters fit between the first and the last value of a panel
 _LINE, _BASE, _BEST, _LACKING = COLOURS[0], COLOURS[6], COLOURS[1], COLOURS[3]
 
 
@@ -91,17 +93,8 @@ def _lines(axis: Axes, found: AblationTable, head: Headline) -> None:
     (name,) = found.ablation.axes
     chosen = {id(found.rows[place]) for place in found.best(head.metric)}
     rows = sorted(found.rows, key=lambda row: float(row.values[name]))
-    places = [float(row.values[name]) for row in rows]
-    if min(places) > 0 and max(places) >= 8 * min(places):
-        axis.set_xscale("log")
-        axis.minorticks_off()
-        margin = (max(places) / min(places)) ** 0.08
-        axis.set_xlim(min(places) / margin, max(places) * margin)
-    else:
-        margin = 0.08 * (max(places) - min(places))
-        axis.set_xlim(min(places) - margin, max(places) + margin)
-    axis.set_xticks(places, [value_text(row.values[name]) for row in rows])
-    axis.set_xlabel(short(name), fontsize=9)
+    labels = [value_text(row.values[name]) for row in rows]
+    places = _scale(axis, [float(row.values[name]) for row in rows], labels, short(name))
     axis.set_ylabel("%", fontsize=9)
     known = [(place, row) for place, row in zip(places, rows, strict=True) if row.figures[head.metric].values]
     spreads = [row.figures[head.metric] for _, row in known]
@@ -136,6 +129,29 @@ def _lines(axis: Axes, found: AblationTable, head: Headline) -> None:
             mark.set_in_layout(False)
     axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(axis: Axes, values: list[float], labels: list[str], name: str) -> list[float]:
+    """Set up the scale of a varied setting, one value beside the next where their labels would overlap on a true one;
+    return the values' places."""
+    logarithmic = values[0] > 0 and values[-1] >= 8 * values[0]
+    steps = np.diff(np.log(values) if logarithmic else values)
+    needed = [(len(one) + len(other)) / 2 + 1 for one, other in pairwise(labels)]
+    upright = False
+    if any(step * _ROW <= letters * sum(steps) for step, letters in zip(steps, needed, strict=True)):
+        values, logarithmic, name = [float(place) for place in range(len(values))], False, f"{name} (evenly spaced)"
+        upright = max(needed) * len(steps) > _ROW
+    if logarithmic:
+        axis.set_xscale("log")
+        axis.minorticks_off()
+        margin = (values[-1] / values[0]) ** 0.08
+        axis.set_xlim(values[0] / margin, values[-1] * margin)
+    else:
+        margin = 0.08 * (values[-1] - values[0])
+        axis.set_xlim(values[0] - margin, values[-1] + margin)
+    axis.set_xticks(values, labels, rotation=90 if upright else 0)
+    axis.set_xlabel(name, fontsize=9)
+    return values
 
 
 def _map(axis: Axes, found: AblationTable, head: Headline) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,26 @@ def test_all_words_of_a_figure_are_on_it(tmp_path: Path, grid: dict[str, Any], s
     for box in boxes(set(figure.findobj(Text)) - ticks):
         assert whole.x0 <= box.x0 <= box.x1 <= whole.x1
         assert whole.y0 <= box.y0 <= box.y1 <= whole.y1
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "scale"),
+    [
+        ("inter_weight", [0, 0.03, 0.1, 1, 10], "even"),
+        ("prototypes", [250, 255, 256, 257, 1000], "even"),
+        ("prototypes", [250, 255, 256, 257, 8192], "even"),
+        ("prototypes", [*range(1000, 1020)], "even"),
+        ("prototypes", [512, 2048, 8192], "log"),
+        ("inter_weight", [0, 0.5, 1, 2], "linear"),
+    ],
+)
+def test_the_values_below_a_line_do_not_overlap(tmp_path: Path, setting: str, values: list[float], scale: str) -> None:
+    (axis, *_) = drawn(ablated(tmp_path, {"a": {"grid": {f"pretrain.{setting}": values}}}), tmp_path).axes
+    assert ("evenly spaced" in axis.get_xlabel()) == (scale == "even")
+    assert axis.get_xscale() == ("log" if scale == "log" else "linear")
+    labels = axis.get_xticklabels()
+    assert [float(label.get_text()) for label in labels] == values
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes(labels)))
 
 
 def test_an_ablation_of_which_nothing_has_run_has_a_table_that_says_so(tmp_path: Path) -> None:
