@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flsl.report.ablations import AblationTable, Row, short
+from flsl.report.ablations import AblationTable, Row, Spread, short
 from flsl.report.drawing import COLOURS, figure_files
 from flsl.runtime.ablations import value_text
 from flsl.runtime.compared import Headline
@@ -49,7 +49,7 @@ def plot_ablation(found: AblationTable, outputs: Sequence[Path]) -> None:
     kind, heads = kind_of(found), found.heads
     columns = min(3, max(1, len(heads)))
     lines = max(1, math.ceil(len(heads) / columns))
-    width = {"lines": 4.2, "map": 4.6, "bars": 4.6}[kind]
+    width = {"lines": 4.2, "map": 4.6, "bars": _bars_width(found)}[kind]
     height = 0.32 * len(found.rows) + 1.3 if kind == "bars" else 3.2
     title = fill(f"ablation {found.ablation.name}", int(width * columns / _LETTER * 8 / 12))
     key = _key(found, kind, int(width * columns / _LETTER))
@@ -188,6 +188,13 @@ def _map(axis: Axes, found: AblationTable, head: Headline) -> None:
     axis.set_ylabel(short(down), fontsize=9)
 
 
+def _bars_width(found: AblationTable) -> float:
+    """Return a panel's width, with room for bars between their names and figures."""
+    names = max(len(_label(row)) for row in found.rows)
+    figures = max((len(_figure(spread)) for row in found.rows for spread in row.figures.values()), default=0)
+    return min(6.0, max(4.6, 3.2 + _LETTER * (names + figures)))
+
+
 def _bars(axis: Axes, found: AblationTable, head: Headline) -> None:
     """Draw a figure of points that have no place on a scale."""
     rows, chosen = found.rows, found.best(head.metric)
@@ -203,14 +210,12 @@ def _bars(axis: Axes, found: AblationTable, head: Headline) -> None:
     for place, spread in enumerate(spreads):
         if len(spread.values) > 1:
             axis.plot(spread.values, [place] * len(spread.values), ".", color="black", markersize=4)
-        text = f"{spread.mean:.1f}" if spread.mean is not None else "missing" if spread.planned else "—"
-        if spread.mean is not None and len(spread.values) < spread.planned:
-            text += f" ({len(spread.values)} of {spread.planned})"
         axis.annotate(
-            text,
+            _figure(spread),
             (1.0, place),
+            (4, 0),
             xycoords=("axes fraction", "data"),
-            ha="right",
+            textcoords="offset points",
             va="center",
             fontsize=8,
             color=_LACKING if spread.mean is None else "black",
@@ -220,13 +225,20 @@ def _bars(axis: Axes, found: AblationTable, head: Headline) -> None:
     axis.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     ends = [(spread.mean or 0.0) + (spread.deviation or 0.0) for spread in spreads]
-    # the figures stand in a column of their own, clear of the bars
-    axis.set_xlim(0, 1.3 * (max(ends) or 1.0))
+    # whiskers and dots end within; the figures stand in a column of their own beside the panel
+    axis.set_xlim(0, 1.05 * (max(*ends, *(value for spread in spreads for value in spread.values), 0.0) or 1.0))
     axis.set_xlabel("%", fontsize=9)
     if not any(row.points[0].name for row in rows):
         axis.set_ylabel("\n".join(short(name) for name in found.ablation.axes), fontsize=8)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _figure(spread: Spread) -> str:
+    if spread.mean is None:
+        return "missing" if spread.planned else "—"
+    lacking = f" ({len(spread.values)} of {spread.planned})" if len(spread.values) < spread.planned else ""
+    return f"{spread.mean:.1f}{lacking}"
 
 
 def _label(row: Row) -> str:

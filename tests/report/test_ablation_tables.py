@@ -279,6 +279,15 @@ def test_the_values_below_a_line_do_not_overlap(tmp_path: Path, setting: str, va
     assert all(left.x1 < right.x0 for left, right in pairwise(boxes(labels)))
 
 
+def test_the_figures_beside_bars_lie_clear_of_whiskers_and_dots(tmp_path: Path) -> None:
+    ablation = {"categorical": True, "grid": {"pretrain.prototypes": [16, 32]}, "seeds": list(range(16))}
+    results = ablated(tmp_path, {"a": ablation}, lacking=("prototypes-16_seed-3", "prototypes-16_seed-5"))
+    for axis in drawn(results, tmp_path).axes:
+        assert any("(14 of 16)" in text.get_text() for text in axis.texts)
+        ends = [drawing.get_window_extent().x1 for drawing in (*axis.lines, *axis.collections)]
+        assert max(ends) <= axis.bbox.x1 < min(box.x0 for box in boxes(axis.texts))
+
+
 def test_an_ablation_of_which_nothing_has_run_has_a_table_that_says_so(tmp_path: Path) -> None:
     results = ablated(
         tmp_path, {"a": {"grid": {"pretrain.prototypes": [16, 32]}}}, ("base", "prototypes-16", "prototypes-32")
