@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +115,8 @@ def _sync(args: argparse.Namespace) -> None:
     )
     uri = settings.uri or default_uri(folder)
     server = shown(uri) if uri.startswith("http") else "http://localhost:5000"
-    start = "" if uri.startswith("http") else f" after `mlflow ui --backend-store-uri {shown(uri)} --port 5000`"
+    store = shlex.quote(shown(uri))
+    start = "" if uri.startswith("http") else f" after `mlflow ui --backend-store-uri {store} --port 5000`"
     print(f"settings and figures of all runs: {address(server, done.experiment)}{start}")
 
 

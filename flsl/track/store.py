@@ -10,6 +10,7 @@ import gc
 import logging
 import math
 import os
+import shlex
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,10 +69,13 @@ class Store:
         uri: its address.
         timeout: seconds that a server has for an answer.
         within: seconds for all calls together; ``None`` sets no limit.
+        own: the file, where the store is a project's own and can be made again from the project's files.
     """
 
-    def __init__(self, client: Any, uri: str, timeout: float, within: float | None = None) -> None:
-        self._client, self._uri, self._timeout, self._within = client, uri, timeout, within
+    def __init__(
+        self, client: Any, uri: str, timeout: float, within: float | None = None, own: Path | None = None
+    ) -> None:
+        self._client, self._uri, self._timeout, self._within, self._own = client, uri, timeout, within, own
         self._started = time.monotonic()
 
     def reach(self) -> None:
@@ -191,7 +195,7 @@ class Store:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            raise TrackingError(f"{shown(self._uri)}: {_reason(error, self._timeout)}") from error
+            raise _refusal(self._uri, error, self._timeout, self._own) from error
 
 
 @contextlib.contextmanager
@@ -217,8 +221,10 @@ def open_store(
             f"tracking.uri: '{shown(uri)}' is of a kind that MLflow does not know; write sqlite:///FILE, http://HOST:PORT,"
             " https://…, postgresql://…, mysql://… or databricks"
         )
+    path = _sqlite_path(uri).resolve() if scheme == "sqlite" else None
+    own = path if path is not None and path.parent == project_folder else None
     if scheme == "sqlite":
-        _check_sqlite(uri, timeout, project_folder)
+        _check_sqlite(uri, timeout, own)
     settings = {
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(timeout)),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -237,8 +243,8 @@ def open_store(
         try:
             client = MlflowClient(uri)
         except Exception as error:
-            raise TrackingError(f"{shown(uri)}: {_reason(error, timeout)}") from error
-        yield Store(client, uri, timeout, within)
+            raise _refusal(uri, error, timeout, own) from error
+        yield Store(client, uri, timeout, within, own)
 
 
 @contextlib.contextmanager
@@ -299,7 +305,7 @@ def _sqlite_path(uri: str) -> Path:
     return Path(unquote(uri.partition(":///")[2].partition("?")[0]))
 
 
-def _check_sqlite(uri: str, timeout: float, project_folder: Path | None) -> None:
+def _check_sqlite(uri: str, timeout: float, own: Path | None) -> None:
     """Find out within ``timeout`` whether the database can be written; MLflow itself would try for minutes.
 
     The project's own is told where it lies.
@@ -311,10 +317,10 @@ def _check_sqlite(uri: str, timeout: float, project_folder: Path | None) -> None
         with contextlib.closing(sqlite3.connect(path, timeout=timeout, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute("ROLLBACK")
-        if project_folder is not None and path.resolve().parent == project_folder:
-            bring_home(path.resolve(), timeout)
+        if own is not None:
+            bring_home(own, timeout)
     except sqlite3.Error as error:
-        raise TrackingError(f"{uri}: {_reason(error, timeout)}") from error
+        raise _refusal(uri, error, timeout, own) from error
 
 
 def _artifacts(uri: str) -> str | None:
@@ -322,6 +328,18 @@ def _artifacts(uri: str) -> str | None:
     if not uri.startswith("sqlite:"):
         return None
     return (_sqlite_path(uri).resolve().parent / ARTIFACTS).as_uri()
+
+
+def _refusal(uri: str, error: BaseException, timeout: float, own: Path | None) -> TrackingError:
+    """Say in a line why the store refused, and what to do where that is known."""
+    text = str(error)
+    again = f"remove {shlex.quote(str(own))}: the next `flsl track sync` makes it again from the files" if own else ""
+    if "file is not a database" in text or "database disk image is malformed" in text:
+        return TrackingError(f"{shown(uri)}: the database is damaged" + f"; {again}" * bool(own))
+    if "out-of-date database schema" in text:
+        upgrade = f"copy it, then `mlflow db upgrade {shlex.quote(shown(uri))}`" + f"; or {again}" * bool(own)
+        return TrackingError(f"{shown(uri)}: the database is of another version of MLflow; {upgrade}")
+    return TrackingError(f"{shown(uri)}: {_reason(error, timeout)}")
 
 
 def _reason(error: BaseException, timeout: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 import sqlite3
 import time
@@ -51,6 +52,41 @@ def test_a_store_that_does_not_answer_is_one_line(
     assert "MLflow does not show the newest results" in warning
     assert "Traceback" not in error + warning
     database.close()
+
+
+@pytest.mark.parametrize("where", ["own", "another"])
+@pytest.mark.parametrize("what", ["no database", "malformed", "old"])
+def test_a_store_that_is_of_no_use_says_what_to_do(
+    where: str, what: str, results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.folder = results.folder.rename(tmp_path / "my results")
+    path = (results.folder if where == "own" else tmp_path) / "mlflow.db"
+    if where == "another":
+        (results.folder / "mlflow.db").rename(path)
+    if what == "no database":
+        path.write_bytes(b"a log" * 1000)
+    elif what == "malformed":
+        path.write_bytes(path.read_bytes()[:8192] + b"x" * 50_000)
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
+    uri = f"sqlite:///{path}"
+    assert run_sync(results, f"--uri={uri}") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"flsl: error: {uri}: the database is ")
+    assert (f"`mlflow db upgrade {shlex.quote(uri)}`" in error) == (what == "old")
+    # a store elsewhere may hold what no file of this project does
+    assert (f"remove '{path}': the next `flsl track sync` makes it again" in error) == (where == "own")
+
+
+def test_the_command_that_is_told_can_be_pasted(
+    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results.folder = results.folder.rename(tmp_path / "my results")
+    assert run_sync(results) == 0
+    told = capsys.readouterr().out.split("`")[1]
+    uri = f"sqlite:///{results.folder}/mlflow.db"
+    assert shlex.split(told) == ["mlflow", "ui", "--backend-store-uri", uri, "--port", "5000"]
 
 
 @pytest.mark.slow
