@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flsl.report.gains import gains
-from flsl.report.markdown import SHOWN, cells, duration, name_of, table
+from flsl.report.markdown import SHOWN, cells, code, duration, name_of, table
 from flsl.report.page import page
 from flsl.report.published import COCO
 from flsl.report.stale import stale_stages
@@ -167,14 +167,13 @@ def _data(manifests: Mapping[str, Mapping[str, Any]]) -> str:
 def _what_ran(project: Project, shown: Sequence[Run]) -> list[str]:
     stages = _stage_names(project)
     changed = changed_settings(project.runs)
-    usual = {name: _most_common(changed.values(), name) for own in changed.values() for name in own}
+    base = next((run.name for run in project.runs if run.name == "base"), project.runs[0].name)
+    usual = list(changed[base].items())
     rows = []
     for run in shown:
-        own = ", ".join(
-            f"`{name}` = {value}" for name, value in list(changed[run.name].items())[:SHOWN] if value != usual[name]
-        )
+        own = {name: value for name, value in changed[run.name].items() if (name, value) not in usual}
         states = [_state(run, stage) for stage in stages]
-        rows.append([name_of(run), "" if run.seed is None else run.seed, own, *states])
+        rows.append([name_of(run), "" if run.seed is None else run.seed, _settings(own), *states])
     records = [stage.provenance for run in project.runs for stage in run.stages.values() if stage.record is not None]
     origins = [
         f"- {label}: {', '.join(f'`{value}`' for value in values[:SHOWN])}"
@@ -182,12 +181,15 @@ def _what_ran(project: Project, shown: Sequence[Run]) -> list[str]:
         for label, key in (("commits", "git"), ("devices", "device"), ("hosts", "host"))
         if (values := sorted({str(origin[key]) for origin in records if origin.get(key)}))
     ]
-    return [table(["run", "seed", "differs in", *stages], rows), "\n".join([*_common(project), *origins])]
+    theirs = [f"- in {code(base)}: {_settings(changed[base])}"] if changed[base] else []
+    header = ["run", "seed", f"differs from {code(base)} in", *stages]
+    return [table(header, rows), "\n".join([*_common(project), *theirs, *origins])]
 
 
-def _most_common(settings: Iterable[Mapping[str, Any]], name: str) -> Any:
-    values = [own[name] for own in settings if name in own]
-    return max(values, key=values.count)
+def _settings(values: Mapping[str, Any]) -> str:
+    """Return settings with their values, of many the first."""
+    shown = ", ".join(f"`{name}` = {value}" for name, value in list(values.items())[:SHOWN])
+    return shown if len(values) <= SHOWN else f"{shown} and {len(values) - SHOWN} more"
 
 
 def _common(project: Project) -> list[str]:

@@ -77,6 +77,30 @@ def test_only_settings_that_differ_are_named(results: Results) -> None:
     ]
 
 
+def test_what_a_run_differs_in_is_told_beside_the_base(tmp_path: Path) -> None:
+    few = {"pretrain.epochs": 2}
+    runs = {
+        "a": few,
+        "b": {**few, "seed": 1},
+        "base": {},
+        "wide": {"pretrain.prototypes": 8192, "knn.temperature": 0.1},
+    }
+    results = Results(tmp_path, experiment(runs=runs, pretrain={"epochs": 14}))
+    for run in runs:
+        results.pretrained(run)
+    results.baseline()
+    text = section(summary(read_project(results.folder)), "What ran")
+    assert cells(text)[0][:3] == ["run", "seed", "differs from `base` in"]
+    assert {row[0]: row[2] for row in cells(text)[1:]} == {
+        "`a`": "`pretrain.epochs` = 2",
+        "`b`": "`pretrain.epochs` = 2",
+        "`base`": "",
+        "`wide`": "`pretrain.prototypes` = 8192, `knn.temperature` = 0.1",
+        "`untrained` (baseline)": "",
+    }
+    assert "- in `base`: `pretrain.epochs` = 14, `pretrain.prototypes` = 4096, `knn.temperature` = 0.07" in text
+
+
 def test_which_value_is_the_better_one() -> None:
     assert more_is_better("knn/top1@20") is True
     assert more_is_better("davis/J-Decay") is False
