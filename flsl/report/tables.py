@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def tidy(project: Project) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for run in project.runs:
         own = own_settings(run) if run.baseline else complete_settings(run, varied)
-        params = {name: _cell(value) for name, value in own.items()}
+        params = {name: _cell(value) for name, value in _schedules_whole(own).items()}
         about = {"seed": run.seed, "ablations": ",".join(member.get(run.name, []))}
         for stage in run.stages.values():
             for metric, value in stage.figures.items():
@@ -84,6 +84,18 @@ def _points(project: Project, name: str) -> pd.DataFrame:
                 rows.append({**known, "metric": metric, "value": value, **about, **values})
     columns = ["project", "run", "baseline", "stage", "metric", "value", "seed", "point", "base"]
     return pd.DataFrame(rows, columns=None if rows else [*columns, *ablations[name].axes])
+
+
+def _schedules_whole(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with a schedule, which is flattened to its start and end, as one value again."""
+    whole: dict[str, Any] = {}
+    for name, value in settings.items():
+        parent, _, last = name.rpartition(".")
+        if last in ("start", "end"):
+            whole[parent] = whole.get(parent, {}) | {last: value}
+        else:
+            whole[name] = value
+    return whole
 
 
 def _cell(value: Any) -> Any:

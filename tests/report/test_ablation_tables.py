@@ -316,6 +316,17 @@ def test_the_tidy_frame_has_membership_and_the_values_of_varied_settings(tmp_pat
         load_results(results.folder, ablation="c")
 
 
+def test_a_schedule_is_one_value_of_the_tidy_frame(tmp_path: Path) -> None:
+    schedule = {"start": 0.1, "end": 0.4}
+    results = ablated(tmp_path, {"a": {"grid": {"pretrain.tau_ca": [0.2, schedule]}}})
+    for ablation in (None, "a"):
+        frame = load_results(results.folder, ablation).drop_duplicates("run").set_index("run")
+        assert [name for name in frame if "tau_ca" in name] == ["pretrain.tau_ca"]
+        values = frame["pretrain.tau_ca"].to_dict()
+        assert values.pop("base") == 0.2
+        assert [json.loads(value) for value in values.values()] == [schedule]
+
+
 def test_the_summary_misses_only_a_points_own_stages(tmp_path: Path) -> None:
     ablation = {"grid": {"pretrain.prototypes": [16, 4096]}, "stages": ["knn"]}
     results = ablated(tmp_path, {"a": ablation}, baselines={})
