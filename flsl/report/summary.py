@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flsl.report.ablations import HTML, MARKDOWN
 from flsl.report.gains import gains
 from flsl.report.markdown import SHOWN, cells, code, duration, name_of, table
 from flsl.report.page import page
@@ -14,7 +16,7 @@ from flsl.report.published import COCO
 from flsl.report.stale import stale_stages
 from flsl.report.state import missing, missing_section, newest_config, stale_section, state
 from flsl.report.tables import check_some, wide
-from flsl.runtime.ablations import read_ablations
+from flsl.runtime.ablations import FOLDER, read_ablations
 from flsl.runtime.compared import Headline, changed_settings, headlines, ordered
 from flsl.runtime.outputs import atomic, write_text
 from flsl.runtime.progress import counted
@@ -30,6 +32,7 @@ _MAIN = (
     "tau_sa",
     "tau_ca",
 )
+_TABLE = re.compile(rf"\[([^]]+)\]\(({FOLDER}/[^)]+)/{re.escape(MARKDOWN)}\)")
 _WIDEST = 12
 _MOST_ROWS = 30
 
@@ -48,7 +51,9 @@ def write_summary(project: Project, markdown: Path | None, csv: Path | None, htm
     if markdown is not None:
         write_text(markdown, text)
     if html is not None:
-        write_text(html, page(text, f"Results of {project.name}"))
+        # snakemake's report shows it in a frame without a folder: what would be links to other files are their names
+        alone = _TABLE.sub(rf"\1 (`\2/{HTML}`)", text)
+        write_text(html, page(alone, f"Results of {project.name}"))
 
 
 def summary(project: Project) -> str:
@@ -129,7 +134,7 @@ def _ablations(project: Project) -> list[str]:
     """Return the section that says where the ablations' tables are."""
     found = read_ablations(project.folder, [])
     lines = [
-        f"- [{name}](ablations/{name}/table.md): {one.caption or ', '.join(one.axes)} "
+        f"- [{name}]({FOLDER}/{name}/{MARKDOWN}): {one.caption or ', '.join(one.axes)} "
         f"({counted(len({point.run for point in one.points}), 'run')})"
         for name, one in found.items()
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_results import KNN, Results, demo, experiment
+from made_results import KNN, Results, ablated, demo, experiment
 
 from flsl.cli import main
 from flsl.report.page import page
@@ -51,6 +51,22 @@ def test_the_summary_is_one_page_that_needs_no_network(tmp_path: Path) -> None:
     assert {link.removeprefix("#") for link in found.links if link.startswith("#")} <= set(found.ids)
     assert text.count("<table>") >= 4
     assert "<strong>55.50</strong>" in text
+
+
+def test_the_summarys_page_links_to_no_other_file_and_names_the_ablations_tables(tmp_path: Path) -> None:
+    results = ablated(tmp_path, {"a": {"grid": {"pretrain.prototypes": [16, 4096]}, "caption": "How many."}})
+    results.manifest()
+    folder = str(results.folder)
+    assert main(["ablation", "table", "--project-folder", folder]) == 0
+    out = {kind: results.folder / f"summary.{kind}" for kind in ("html", "md")}
+    command = ["report", "summary", "--project-folder", folder, "--out-html", str(out["html"])]
+    assert main([*command, "--out-md", str(out["md"])]) == 0
+    text = out["html"].read_text()
+    # the report shows it in a frame that has no folder
+    assert all(link.startswith("#") for link in Links(text).links)
+    assert "a (<code>ablations/a/table.html</code>): How many. (2 runs)" in text
+    assert (results.folder / "ablations/a/table.html").is_file()
+    assert "- [a](ablations/a/table.md): How many. (2 runs)\n" in out["md"].read_text()
 
 
 def test_text_from_files_stays_text() -> None:
