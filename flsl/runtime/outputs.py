@@ -135,6 +135,19 @@ def stamp(path: Path | str) -> str:
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
+def sha256_of_input(path: Path | str, record: Path | str) -> str | None:
+    """Return the SHA-256 of a file that a stage reads; where it is gone, the one in the stage's ``metrics.json``.
+
+    A file of the recorded size and time is not read again. ``None`` where there is neither file nor record.
+    """
+    digest = time = None
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        facts = read_json(record, "a stage's figures")["provenance"]
+        digest = facts["inputs"][str(path)]
+        time = facts["input_stamps"][str(path)]
+    return sha256_file(path) if Path(path).is_file() and stamp(path) != time else digest
+
+
 def sha256_json(value: Any) -> str:
     """Return the SHA-256 of ``value``'s canonical JSON (sorted keys, no spaces): equal settings, equal digest."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

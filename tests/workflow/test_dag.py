@@ -208,6 +208,29 @@ def test_touched_files_rerun_nothing(copied: Path) -> None:
     assert planned(copied) == {}
 
 
+def test_a_baselines_checkpoint_counts_by_its_content(copied: Path) -> None:
+    checkpoint = copied / "mine.safetensors"
+    made = copied / "results/tiny/runs"
+    shutil.copy(made / "untrained/pretrain/backbone.safetensors", checkpoint)
+    mine = {"kind": "file", "checkpoint": checkpoint.name}
+    config = changed(baselines={"untrained": {"kind": "random"}, "mine": mine})
+    result = snakemake(copied, config=config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert planned(copied, config) == {}
+    os.utime(checkpoint)
+    assert planned(copied, config) == {}
+    shutil.copy(made / "base/pretrain/backbone.safetensors", checkpoint)
+    again = {"baseline": 1, "features": 1, "knn": 1, "linear": 1, "aligned_knn": 1}
+    assert planned(copied, config) == again | GATHERED
+    # a disk that is away restarts nothing; a baseline that is to be made says so
+    checkpoint.unlink()
+    assert planned(copied, config) == {}
+    (made / "mine/pretrain/metrics.json").unlink()
+    assert snakemake(copied, config=config).returncode != 0
+    log = (copied / "results/tiny/logs/mine/baseline.log").read_text()
+    assert "mine.safetensors: no such file" in " ".join(log.split())
+
+
 def test_changed_content_reruns_what_depends_on_it(copied: Path) -> None:
     image = next((copied / "scenes" / "images" / "train").rglob("*.*"))
     Image.new("RGB", (32, 32), "red").save(image)

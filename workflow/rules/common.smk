@@ -22,7 +22,7 @@ from flsl.data.scenes.davis import splits as made_splits
 from flsl.launch.request import processes
 from flsl.launch.work import for_detection
 from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import sha256_json, write_text
+from flsl.runtime.outputs import sha256_json, sha256_of_input, write_text
 from flsl.video.sequences import sequence_names
 
 # a --configfile is laid over the default one by snakemake; a whole experiment must not inherit from the demo
@@ -226,6 +226,17 @@ def tell_missing_pack():
 def dataset_revision(dataset):
     """Return a value that changes when the data set's content changes, not when its files are only touched."""
     return revision(getattr(EXPERIMENT.data, dataset), project(f"data/{dataset}"))
+
+
+@cache
+def made_from(baseline):
+    """Return what a baseline's encoder depends on besides its own settings: of a checkpoint the content, not the time."""
+    settings = EXPERIMENT.baselines[baseline]
+    depends = EXPERIMENT.made_from(settings)
+    if settings.checkpoint is not None:
+        record = project(f"runs/{baseline}/pretrain/metrics.json")
+        depends |= {"checkpoint": sha256_of_input(Path(settings.checkpoint), record)}
+    return json.dumps(depends)
 
 
 def metrics_of(runs):

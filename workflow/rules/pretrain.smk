@@ -45,6 +45,7 @@ rule pretrain:
         "{params.previous:q} --out {params.folder:q} 2>&1 | tee -i {log:q}"
 
 
+# A checkpoint is no input: its content counts and not its time, and one that is gone later restarts nothing.
 rule baseline:
     output:
         backbone=project("runs/{run}/pretrain/backbone.safetensors"),
@@ -61,7 +62,7 @@ rule baseline:
     params:
         config=config_of_run,
         baseline=lambda wildcards: EXPERIMENT.baselines[wildcards.run].model_dump_json(),
-        made_from=lambda wildcards: json.dumps(EXPERIMENT.made_from(EXPERIMENT.baselines[wildcards.run])),
+        made_from=lambda wildcards: made_from(wildcards.run),
         folder=subpath(output.metrics, parent=True),
     message:
         "Baseline {wildcards.run}"
