@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 
 def _table(args: argparse.Namespace) -> None:
     from flsl.report.ablations import write_ablation
-    from flsl.runtime.ablations import ABLATION, FOLDER, read_ablation
+    from flsl.runtime.ablations import ABLATION, FOLDER, ablation_names, read_ablation
     from flsl.runtime.errors import UserError, nearest
     from flsl.runtime.progress import warn
     from flsl.runtime.results import read_project
@@ -53,7 +53,7 @@ def _table(args: argparse.Namespace) -> None:
     project = read_project(folder)
     for problem in project.problems:
         warn(problem)
-    known = sorted(path.parent.name for path in folder.glob(f"{FOLDER}/*/{ABLATION}"))
+    known = ablation_names(folder)
     if not known:
         raise UserError(
             f"{folder}: has no ablations; name them under `ablations` of the config, and give it by --config"

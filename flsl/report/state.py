@@ -8,9 +8,11 @@ from typing import Any
 
 from flsl.report.markdown import code, name_of
 from flsl.report.stale import Stale
+from flsl.runtime.ablations import ablation_names
 from flsl.runtime.compared import ordered
+from flsl.runtime.planned import read_planned
 from flsl.runtime.progress import counted
-from flsl.runtime.results import CONFIG, PRETRAIN, Project, mapping
+from flsl.runtime.results import CONFIG, PRETRAIN, Project, Run, mapping
 
 _LONGEST = 30  # lines of what is missing or stale
 
@@ -27,20 +29,55 @@ def state(missing: Sequence[str], stale: Sequence[Stale]) -> str:
 
 
 def missing(project: Project) -> list[str]:
-    """Return a line for each run that has not begun, each that lacks stages, and each file that cannot be read."""
-    config = newest_config(project)
-    present = {run.name for run in project.runs}
+    """Return a line for each run that has not begun, each that lacks stages, and each file that cannot be read.
+
+    Runs that are not planned any more lack nothing.
+    """
+    config, planned = newest_config(project), read_planned(project.folder)
     names = [*mapping(config.get("runs")), *mapping(config.get("baselines"))]
+    if planned is not None:
+        names = [*planned.runs, *planned.baselines]
+    present = {run.name for run in project.runs}
     lines = [f"- {code(name)} has not begun" for name in names if name not in present]
     for run in project.runs:
-        complete = {name for name, stage in run.stages.items() if stage.record is not None}
-        # a point of an ablation has stages of its own
-        stages = run.config.get("stages", config.get("stages"))
-        planned = {PRETRAIN, *(stages if isinstance(stages, list) else ())}
-        absent = ordered((planned | set(run.stages) | set(run.broken)) - complete)
-        if absent:
+        if (planned is None or run.name in names) and (absent := _absent(run, config)):
             lines.append(f"- {name_of(run)}: {', '.join(absent)}")
     return lines + [f"- {problem}" for problem in project.problems]
+
+
+def _absent(run: Run, config: Mapping[str, Any]) -> list[str]:
+    """Return the stages that a run lacks."""
+    complete = {name for name, stage in run.stages.items() if stage.record is not None}
+    # a point of an ablation has stages of its own
+    stages = run.config.get("stages", config.get("stages"))
+    planned = {PRETRAIN, *(stages if isinstance(stages, list) else ())}
+    return ordered((planned | set(run.stages) | set(run.broken)) - complete)
+
+
+def unplanned_section(project: Project) -> list[str]:
+    """Return the section about runs and ablations that the config no longer has, where there are any, as Markdown.
+
+    They are neither gaps nor hidden: they may be those of another config of the same project.
+    """
+    planned = read_planned(project.folder)
+    if planned is None:
+        return []
+    lines = []
+    for run in project.runs:
+        if run.name not in (*planned.runs, *planned.baselines):
+            absent = _absent(run, newest_config(project))
+            lines.append(f"- {name_of(run)}" + (f", without {', '.join(absent)}" if absent else ""))
+    names = [name for name in ablation_names(project.folder) if name not in planned.ablations]
+    lines += [f"- the ablation {code(name)}" for name in names]
+    if not lines:
+        return []
+    folder = project.folder
+    return [
+        "## What is not planned",
+        "The config that the workflow was started with last does not have them. They keep their figures until "
+        f"`{folder}/runs/<run>` or `{folder}/ablations/<name>` is removed.",
+        _bounded(lines),
+    ]
 
 
 def missing_section(lines: Sequence[str]) -> str:

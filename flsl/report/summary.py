@@ -14,7 +14,7 @@ from flsl.report.markdown import SHOWN, cells, code, duration, name_of, table
 from flsl.report.page import page
 from flsl.report.published import COCO
 from flsl.report.stale import stale_stages
-from flsl.report.state import missing, missing_section, newest_config, stale_section, state
+from flsl.report.state import missing, missing_section, newest_config, stale_section, state, unplanned_section
 from flsl.report.tables import check_some, wide
 from flsl.runtime.ablations import FOLDER, read_ablations
 from flsl.runtime.compared import Headline, changed_settings, headlines, ordered
@@ -82,6 +82,7 @@ def summary(project: Project) -> str:
         missing_section(gaps),
         "## What is stale",
         stale_section(project, stale),
+        *unplanned_section(project),
         "## All figures",
         *_all_figures(project, figures),
     ]

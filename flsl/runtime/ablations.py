@@ -51,12 +51,17 @@ class Ablation:
     points: list[Point]
 
 
+def ablation_names(project_folder: Path) -> list[str]:
+    """Return the names of a project's ablations, those that the config no longer has included."""
+    return sorted(path.parent.name for path in project_folder.glob(f"{FOLDER}/*/{ABLATION}"))
+
+
 def read_ablations(project_folder: Path, problems: list[str]) -> dict[str, Ablation]:
     """Read all ablations of a project, by name; a line in ``problems`` for each file that cannot be read."""
     found = {}
-    for path in sorted(project_folder.glob(f"{FOLDER}/*/{ABLATION}")):
+    for name in ablation_names(project_folder):
         try:
-            found[path.parent.name] = read_ablation(path)
+            found[name] = read_ablation(project_folder / FOLDER / name / ABLATION)
         except UserError as error:
             problems.append(str(error))
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from made_results import KNN, LINEAR, Results, demo, experiment
 
 from flsl.cli import main
@@ -16,6 +17,7 @@ from flsl.report.summary import summary
 from flsl.report.tables import best, load_results, more_is_better, wide
 from flsl.runtime.compared import changed_settings, headlines
 from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import write_json
 from flsl.runtime.results import read_project
 
 
@@ -207,6 +209,24 @@ def test_a_run_that_is_planned_and_has_not_begun_is_missing(tmp_path: Path) -> N
     results.baseline()
     results.stage("untrained", "knn", KNN)
     assert "Nothing: every run has every planned stage." in summary(read_project(results.folder))
+
+
+def test_what_the_config_no_longer_has_is_no_gap_and_not_hidden(results: Results) -> None:
+    for path in results.folder.glob("runs/*/config.yaml"):
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"stages": ["knn", "linear"]}))
+    (results.folder / "runs/wide/knn/metrics.json").unlink()
+    write_json(results.folder / "ablations/k/ablation.json", {"points": []})
+    text = summary(read_project(results.folder))
+    assert "[1 gap](#what-is-missing)" in text
+    assert "What is not planned" not in text
+    planned = {"runs": ["base", "next"], "baselines": ["untrained"], "ablations": []}
+    write_json(results.folder / "planned.json", planned)
+    text = summary(read_project(results.folder))
+    assert section(text, "What is missing").strip().splitlines() == ["- `next` has not begun"]
+    assert "- `wide`, without knn\n- the ablation `k`" in section(text, "What is not planned")
+    assert "`wide`" in section(text, "Headline figures")
+    write_json(results.folder / "planned.json", planned | {"runs": ["base"]})
+    assert "#what-is-missing" not in summary(read_project(results.folder))
 
 
 def test_many_figures_of_few_runs_stand_in_columns_and_of_many_in_the_csv(tmp_path: Path) -> None:

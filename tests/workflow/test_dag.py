@@ -249,6 +249,25 @@ def test_deleted_output_is_remade_alone(copied: Path) -> None:
     assert planned(copied) == {}
 
 
+def test_a_run_is_gone_with_its_folder(copied: Path) -> None:
+    results = copied / "results/tiny"
+    # as another config of the project has left it
+    shutil.copytree(results / "runs/base", results / "runs/few")
+    shown = {"curves": 1, **GATHERED}
+    assert planned(copied) == shown
+    assert snakemake(copied).returncode == 0
+    assert planned(copied) == {}
+    summary = (results / "summary.md").read_text()
+    assert "- `few`" in summary.split("## What is not planned")[1]
+    assert "**Complete and current**" in summary
+    shutil.rmtree(results / "runs/few")
+    assert planned(copied) == shown
+    assert snakemake(copied).returncode == 0
+    assert "few" not in (results / "summary.md").read_text()
+    assert not (results / "pages/few.html").exists()
+    assert planned(copied) == {}
+
+
 def test_failure_leaves_the_others_results_and_names_the_log(copied: Path) -> None:
     config = changed(runs={"base": {}, "broken": {"pretrain.batch_size": 5000}})
     (copied / "results/tiny/runs/base/knn/metrics.json").unlink()

@@ -21,8 +21,11 @@ from flsl.data.revision import revision
 from flsl.data.scenes.davis import splits as made_splits
 from flsl.launch.request import processes
 from flsl.launch.work import for_detection
+from flsl.runtime.ablations import ablation_names
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import sha256_json, sha256_of_input, write_text
+from flsl.runtime.planned import PLANNED, Planned
+from flsl.runtime.results import run_folders
 from flsl.video.sequences import sequence_names
 
 # a --configfile is laid over the default one by snakemake; a whole experiment must not inherit from the demo
@@ -86,7 +89,7 @@ def config_of_run(wildcards):
 
 
 def write_configs():
-    """Write the resolved settings of every run, and what the ablations consist of, before any job starts."""
+    """Write every run's resolved settings, what the ablations consist of and what is planned, before any job starts."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     texts = {
         project(f"runs/{run}/config.yaml"): yaml.dump(
@@ -98,6 +101,8 @@ def write_configs():
         project(f"ablations/{name}/ablation.json"): json.dumps(record(PLAN, name), indent=2, ensure_ascii=False)
         for name in PLAN.ablations
     }
+    planned = Planned(RUNS, BASELINES, list(PLAN.ablations))
+    texts[project(PLANNED)] = json.dumps(planned.plain(), indent=2, ensure_ascii=False)
     for path, text in texts.items():
         if not Path(path).exists() or Path(path).read_text(encoding="utf-8") != text:
             write_text(path, text)
@@ -249,6 +254,19 @@ def metrics_of(runs):
 def all_metrics(wildcards=None):
     """Return every figure file of the project."""
     return metrics_of(RUNS + BASELINES)
+
+
+def runs_shown(wildcards):
+    """Return the names of all runs that what is gathered shows: those without a place in the config, too.
+
+    Planned ones have their folders by then. A folder that is removed, or that another config has added, changes it.
+    """
+    return sorted({*RUNS, *BASELINES, *(folder.name for folder in run_folders(Path(project(""))))})
+
+
+def ablations_shown(wildcards):
+    """Return the names of all ablations, as `runs_shown` does."""
+    return sorted({*PLAN.ablations, *ablation_names(Path(project("")))})
 
 
 def detection_params(stage):

@@ -32,8 +32,10 @@ rule summary:
         "../../envs/flsl.yaml"
     params:
         folder=subpath(output.csv, parent=True),
-        # it names them
-        ablations=sha256_json([record(PLAN, name) for name in PLAN.ablations]),
+        runs=runs_shown,
+        ablations=ablations_shown,
+        # it names their points
+        points=sha256_json([record(PLAN, name) for name in PLAN.ablations]),
     message:
         "Summary of all runs"
     shell:
@@ -58,6 +60,7 @@ rule curves:
         "../../envs/flsl.yaml"
     params:
         folder=subpath(output[0], parent=True),
+        runs=runs_shown,
     message:
         "Training curves"
     shell:
@@ -81,6 +84,7 @@ rule bars:
         "../../envs/flsl.yaml"
     params:
         folder=subpath(output[0], parent=True),
+        runs=runs_shown,
     message:
         "Chart of all runs"
     shell:
@@ -101,6 +105,8 @@ rule track:
         "../../envs/flsl.yaml"
     params:
         arguments=track_arguments(),
+        runs=runs_shown,
+        ablations=ablations_shown,
     message:
         "Bringing MLflow to what the files say"
     shell:
