@@ -268,6 +268,21 @@ def test_a_run_is_gone_with_its_folder(copied: Path) -> None:
     assert planned(copied) == {}
 
 
+def test_a_server_that_is_down_is_seen_and_caught_up_with(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = copied / "results/tiny"
+    (results / "tracked.txt").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    result = snakemake(copied)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "MLflow does not show the newest results" in result.stderr
+    assert "MLflow does not show the newest results" in (results / "logs/track.log").read_text()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert planned(copied) == {"track": 1, "all": 1}
+    assert snakemake(copied).returncode == 0
+    assert "run" in (results / "tracked.txt").read_text()
+    assert planned(copied) == {}
+
+
 def test_failure_leaves_the_others_results_and_names_the_log(copied: Path) -> None:
     config = changed(runs={"base": {}, "broken": {"pretrain.batch_size": 5000}})
     (copied / "results/tiny/runs/base/knn/metrics.json").unlink()

@@ -88,8 +88,9 @@ rule track_ablation:
         arguments=track_arguments(),
     message:
         "Bringing MLflow to what the files say, after the ablation {wildcards.ablation}"
+    # a server that is down is seen on the console and in the log, and leaves no words in the output
     shell:
-        "flsl track sync {params.arguments:q} 2> {log:q} | tee {output:q}"
+        "{{ flsl track sync {params.arguments:q} 2>&1 >&3 | tee {log:q} >&2; }} 3>&1 | tee {output:q}"
 
 
 for NAME in PLAN.ablations:

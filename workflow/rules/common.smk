@@ -337,6 +337,13 @@ def pictures(*names):
     }
 
 
+def forget_failed_sync():
+    """Remove what a sync that reached no MLflow has left, which is empty, so that the next call syncs again."""
+    for path in [Path(project("tracked.txt")), *Path(project("ablations")).glob("*/tracked.txt")]:
+        if path.exists() and not path.stat().st_size:
+            path.unlink()
+
+
 def track_arguments():
     """Return the arguments of `flsl track sync`; a store that is down is a warning there, not an error."""
     uri = EXPERIMENT.tracking.uri
@@ -356,3 +363,7 @@ wildcard_constraints:
 onstart:
     write_configs()
     tell_missing_pack()
+
+
+onsuccess:
+    forget_failed_sync()

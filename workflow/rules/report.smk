@@ -109,11 +109,13 @@ rule track:
         ablations=ablations_shown,
     message:
         "Bringing MLflow to what the files say"
+    # a server that is down is seen on the console and in the log, and leaves no words in the output
     shell:
-        "flsl track sync {params.arguments:q} 2> {log:q} | tee {output:q}"
+        "{{ flsl track sync {params.arguments:q} 2>&1 >&3 | tee {log:q} >&2; }} 3>&1 | tee {output:q}"
 
 
 onerror:
     # what did succeed is to be seen as well
     make_what_there_is()
     subprocess.run(["flsl", "track", "sync", *track_arguments()])
+    forget_failed_sync()
