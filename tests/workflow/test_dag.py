@@ -283,6 +283,17 @@ def test_a_server_that_is_down_is_seen_and_caught_up_with(copied: Path, monkeypa
     assert planned(copied) == {}
 
 
+def test_the_reports_front_page_names_a_project_of_an_extended_file(copied: Path) -> None:
+    (copied / "base.yaml").write_text(yaml.safe_dump(CONFIG))
+    result = snakemake(copied, "--report", "report.html", config={"extends": "base.yaml"})
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert "docutils" not in output
+    page = (copied / "report.html").read_text()
+    assert "<strong>tiny</strong>" in page
+    assert "results/tiny</tt>" in page
+
+
 def test_failure_leaves_the_others_results_and_names_the_log(copied: Path) -> None:
     config = changed(runs={"base": {}, "broken": {"pretrain.batch_size": 5000}})
     (copied / "results/tiny/runs/base/knn/metrics.json").unlink()

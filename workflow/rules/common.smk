@@ -360,6 +360,10 @@ wildcard_constraints:
     dataset="images|coco|uavdt|davis",
 
 
+# the report's texts name them; `extends` may bring them in
+config.update(project=EXPERIMENT.project, results=EXPERIMENT.results)
+
+
 onstart:
     write_configs()
     tell_missing_pack()
