@@ -110,6 +110,7 @@ def test_numbers_are_read_as_yaml_1_2_does(text: str, value: object) -> None:
         ({"runs": {"long": {"pretrain": {"epochs": 3}}}}, "runs.long: pretrain: is a whole section"),
         ({"runs": {"untrained": {}}}, "runs.untrained: baselines has that name, too"),
         ({"results": "re{x}s"}, "results: 're{x}s' has the character {"),
+        ({"results": "~nobody-here/res"}, "a.yaml: results: '~nobody-here/res' begins with the home folder of no user"),
         ({"results": "a?b"}, "results: 'a?b' has the character ?"),
         ({"baselines": {"b": {"kind": "timm", "model": "m", "checkpoint": "c"}}}, "of kind `timm` reads none"),
         ({"baselines": {"b": {"kind": "random", "model": "m"}}}, "model: a baseline of kind `random` is the runs'"),
@@ -119,6 +120,27 @@ def test_what_would_go_wrong_later_is_refused_at_once(tmp_path: Path, settings: 
     with pytest.raises(UserError) as caught:
         load_experiment(write(tmp_path / "a.yaml", {"project": "a", **settings}))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("results", "folder"),
+    [
+        ("res", "res"),
+        ("res/", "res"),
+        ("./res//all/", "res/all"),
+        ("../res", "../res"),
+        ("/data/res//", "/data/res"),
+        ("~/res/", "/home/me/res"),
+        ("~", "/home/me"),
+    ],
+)
+def test_the_results_folder_is_what_a_shell_takes_it_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: str, folder: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    experiment = load_experiment(write(tmp_path / "a.yaml", {"project": "a", "results": results}))
+    assert experiment.results == folder
+    assert check(Experiment, experiment.plain(), "again") == experiment
 
 
 @pytest.mark.parametrize(

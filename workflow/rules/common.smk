@@ -72,7 +72,8 @@ BASELINES = list(EXPERIMENT.baselines)
 
 def project(path):
     """Return a path below results/<project>."""
-    return f"{EXPERIMENT.results}/{EXPERIMENT.project}/{path}"
+    # without a leading ./, which snakemake warns of
+    return f"{Path(EXPERIMENT.results, EXPERIMENT.project)}/{path}"
 
 
 def log_of(stage, run="{run}"):
