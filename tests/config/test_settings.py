@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 
+from flsl.cli import main
 from flsl.config.checking import check
 from flsl.config.docs import README, SCHEMA, readme_text, schema_text
 from flsl.config.experiment import Experiment
@@ -179,3 +180,42 @@ def test_run_changes_are_checked_when_the_file_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", {"project": "a", "runs": {"wide": {"pretrain.prototype": 3}}})
     with pytest.raises(UserError, match=r"runs.wide: pretrain.prototype: unknown setting \(did you mean 'prototypes'"):
         load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"data": {"images": None}}, "data.images: pretraining needs an image folder"),
+        ({"runs": {"later": {"pretrain.previous": "bse"}}}, "runs.later: pretrain.previous: no run or baseline 'bse'"),
+        (
+            {"pretrain": {"encoder": {"depth": 1}}},
+            "linear.blocks: the run base is asked for its last 4 blocks, but it has 1 (pretrain.encoder.depth)",
+        ),
+        ({"runs": {"flat": {"pretrain.encoder.depth": 3}}}, "linear.blocks: the run flat is asked for its last 4"),
+        (
+            {"features": {"blocks": 5}, "pretrain": {"encoder": {"depth": 4}}},
+            "features.blocks: the run base is asked for its last 5 blocks, but it has 4 (pretrain.encoder.depth)",
+        ),
+        (
+            {"ablations": {"a": {"grid": {"pretrain.encoder.depth": [2, 4]}}}},
+            "linear.blocks: the run encoder.depth-2 is asked for its last 4 blocks, but it has 2",
+        ),
+    ],
+)
+def test_checking_a_file_refuses_what_the_workflow_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], words: str
+) -> None:
+    whole = {"project": "a", "data": {"images": {"root": "images", "boxes": "boxes"}}, **settings}
+    assert main(["config", "--config", str(write(tmp_path / "a.yaml", whole))]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_blocks_are_not_judged_where_no_stage_reads_them_or_the_depth_is_unknown(tmp_path: Path) -> None:
+    fine = [
+        {"stages": ["aligned_knn"], "pretrain": {"encoder": {"depth": 1}}},
+        {"linear": {"blocks": [1, 40]}},
+        {"ablations": {"a": {"stages": ["knn"], "grid": {"pretrain.encoder.depth": [2, 4]}}}},
+    ]
+    for settings in fine:
+        whole = {"project": "a", "data": {"images": {"root": "images", "boxes": "boxes"}}, **settings}
+        assert main(["config", "--config", str(write(tmp_path / "a.yaml", whole))]) == 0

@@ -12,11 +12,11 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
-from flsl.config.chain import check_chains
 from flsl.config.experiment import Experiment
 from flsl.config.checking import check
-from flsl.config.loading import compose, parse_yaml, require_data
-from flsl.config.sweep import plan, record, resolve
+from flsl.config.loading import compose, parse_yaml
+from flsl.config.sweep import record, resolve
+from flsl.config.whole import check_whole
 from flsl.data.revision import revision
 from flsl.data.scenes.davis import splits as made_splits
 from flsl.launch.request import processes
@@ -58,10 +58,8 @@ try:
         # snakemake's reader drops the first of two equal keys without a word
         parse_yaml(path.read_text(encoding="utf-8"), str(path))
     EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE))
-    require_data(EXPERIMENT)
-    PLAN = plan(EXPERIMENT)
+    PLAN = check_whole(EXPERIMENT)
     RESOLVED = {name: run.settings for name, run in PLAN.runs.items()}
-    check_chains(RESOLVED, EXPERIMENT.baselines)
     RESOLVED |= dict.fromkeys(EXPERIMENT.baselines, resolve(EXPERIMENT, {}, "baselines"))
 except UserError as error:
     raise WorkflowError(str(error))
