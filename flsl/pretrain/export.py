@@ -36,7 +36,8 @@ def write_baseline(experiment: Experiment, name: str, out: Path) -> None:
     baseline = experiment.baselines[name]
     inputs = [Path(baseline.checkpoint)] if baseline.checkpoint is not None else []
     seed = {"seed": experiment.seed} if baseline.kind == "random" else {}
-    record = StageRecord("baseline", name, {**seed, **baseline.plain()}, inputs)
+    params = {**seed, **baseline.plain(), "made_from": experiment.made_from(baseline)}
+    record = StageRecord("baseline", name, params, inputs)
     match baseline.kind:
         case "random":
             backbone = EncoderChoice(random=True).load(experiment)

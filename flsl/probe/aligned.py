@@ -61,7 +61,8 @@ def classify(
     sets = source.load()
     labels = check_labels(*sets)
     backbone = load_frozen(choice, experiment, device)
-    record = StageRecord("aligned_knn", run, settings.plain(), [*source.inputs, *choice.inputs], describe(device))
+    params = {**settings.plain(), "features": experiment.features.plain()}
+    record = StageRecord("aligned_knn", run, params, [*source.inputs, *choice.inputs], describe(device))
     patches, patch_labels, counts = [], [], {}
     for images, named in zip(sets, labels, strict=True):
         features, used, left_out = _patches(experiment, backbone, images, boxes, device)

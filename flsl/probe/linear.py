@@ -67,7 +67,8 @@ def train(experiment: Experiment, choice: EncoderChoice, source: ImageSource, ou
     val_labels = val_labels.to(device)
     backbone = load_frozen(choice, experiment, device)
     backbone.check_blocks(max(settings.blocks))
-    record = StageRecord("linear", run, settings.plain(), [*source.inputs, *choice.inputs], describe(device))
+    params = {"seed": experiment.seed, **settings.plain(), "features": experiment.features.plain()}
+    record = StageRecord("linear", run, params, [*source.inputs, *choice.inputs], describe(device))
     (out / "metrics.json").unlink(missing_ok=True)
     steps_per_epoch = math.ceil(len(images) / settings.batch_size)
     grid = LinearGrid(

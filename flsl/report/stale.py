@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from flsl.runtime.code import code_now
 from flsl.runtime.outputs import sha256_file, stamp
-from flsl.runtime.results import PRETRAIN, Project, Run, Stage, flat, mapping
+from flsl.runtime.results import PRETRAIN, Project, Run, Stage, flat
 
 _SMALL = 64 * 2**20  # bytes that are hashed where size and time do not tell that a file is the same
 _NAMED = 3
+_FEATURES = "features"
+_MADE_FROM = "made_from."
+_BASELINE_PLACES = {"seed": "seed", "teacher_size": f"{PRETRAIN}.views.teacher_size", "crop": f"{_FEATURES}.crop"}
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,14 @@ class _Look:
         self._sha256 = cache(sha256_file)
 
     def reasons(self, run: Run, stage: Stage) -> list[str]:
-        return [*_settings(run, stage), *self._inputs(stage), *self._code(stage)]
+        return [*_named("setting ", _changed(run, stage)), *self._inputs(run, stage), *self._code(stage)]
 
-    def _inputs(self, stage: Stage) -> list[str]:
+    def _inputs(self, run: Run, stage: Stage) -> list[str]:
         recorded = stage.provenance.get("inputs")
         stamps = stage.provenance.get("input_stamps")
         changed = []
         for name, digest in recorded.items() if isinstance(recorded, Mapping) else ():
-            path = self._find(name)
+            path = self._find(run, stage, name)
             if path is None:
                 changed.append(f"input `{name}` is gone")
                 continue
@@ -80,12 +84,18 @@ class _Look:
                 changed.append(f"input `{name}` is another")
         return changed
 
-    def _find(self, name: str) -> Path | None:
-        """Return where an input lies: as it was named, or in the same place of a project that was moved."""
+    def _find(self, run: Run, stage: Stage, name: str) -> Path | None:
+        """Return where an input lies: as it was named, or in the same place of a run or a project that was moved."""
         path = Path(name)
+        parts = path.parts
+        before = ("runs", (stage.record or {}).get("run", run.name))
+        if before[1] != run.name and before in (pairs := list(pairwise(parts))):
+            # another run may have the old name by now
+            own = run.folder.joinpath(*parts[pairs.index(before) + 2 :])
+            if own.is_file():
+                return own
         if path.is_file():
             return path
-        parts = path.parts
         if self._project.name in parts:
             moved = self._project.folder.joinpath(*parts[parts.index(self._project.name) + 1 :])
             if moved.is_file():
@@ -102,29 +112,37 @@ class _Look:
         return [f"code of {_some(changed)}"]
 
 
-def _settings(run: Run, stage: Stage) -> list[str]:
-    recorded, now = flat(stage.params), flat(_planned(run, stage))
-    changed = [
-        f"`{name}` {value} → {now[name]}" for name, value in recorded.items() if name in now and now[name] != value
+def _named(kind: str, changed: list[str]) -> list[str]:
+    rest = [f"{len(changed) - _NAMED} more settings"] if len(changed) > _NAMED else []
+    return [f"{kind}{text}" for text in changed[:_NAMED]] + rest
+
+
+def _changed(run: Run, stage: Stage) -> list[str]:
+    """Return the settings of a stage that have other values in the run's config now, with both values."""
+    now = flat(run.config)
+    return [
+        f"`{name.removeprefix(_MADE_FROM)}` {value} → {now[place]}"
+        for name, place, value in _recorded(run, stage)
+        if place in now and now[place] != value
     ]
-    return [f"setting {text}" for text in changed[:_NAMED]] + (
-        [f"{len(changed) - _NAMED} more settings"] if len(changed) > _NAMED else []
-    )
 
 
-def _planned(run: Run, stage: Stage) -> Mapping[str, Any]:
-    """Return a stage's settings as the run's config has them now, by the names that the stage records them by."""
-    config, kind = run.config, str((stage.record or {}).get("stage", stage.name))
-    seed = {"seed": config["seed"]} if "seed" in config else {}
-    if kind == PRETRAIN:
-        return {**seed, **mapping(config.get(PRETRAIN))}
-    if kind == "baseline":
-        return {**seed, **mapping(mapping(config.get("baselines")).get(run.name))}
-    if kind in ("coco", "uavdt"):
-        detection = mapping(config.get("detection"))
-        chosen = {name: detection[name] for name in ("engine", "model") if name in detection}
-        return {**seed, **chosen, "recipe": mapping(detection.get(kind))}
-    return mapping(config.get(kind))
+def _recorded(run: Run, stage: Stage) -> Iterator[tuple[str, str, Any]]:
+    """Yield what a stage was made with: the name in its record, the setting's in the config, and the value."""
+    kind = str((stage.record or {}).get("stage", stage.name))
+    for name, value in flat(stage.params).items():
+        head, _, rest = name.partition(".")
+        if head in ("seed", _FEATURES):
+            place = name
+        elif name.startswith(_MADE_FROM):
+            place = _BASELINE_PLACES.get(rest, f"{PRETRAIN}.{rest}")
+        elif kind == "baseline":
+            place = f"baselines.{run.name}.{name}"
+        elif kind in ("coco", "uavdt"):
+            place = f"detection.{kind}.{rest}" if head == "recipe" else f"detection.{name}"
+        else:
+            place = f"{kind}.{name}"
+        yield name, place, value
 
 
 def _some(names: list[str]) -> str:

@@ -148,6 +148,7 @@ def _config(run: Run) -> dict[str, Any]:
     recorded = dict(pretrained(run).params)
     config["seed"] = recorded.pop("seed", config.get("seed", 0))
     if run.baseline:
+        recorded.pop("made_from", None)
         config["baselines"] = {run.name: recorded}
     else:
         config["pretrain"] = recorded

@@ -113,6 +113,7 @@ class Run:
         a baseline is made from."""
         pretrain = self.stages.get(PRETRAIN)
         recorded = dict(pretrain.params) if pretrain is not None else {}
+        recorded.pop("made_from", None)  # other sections' settings, which a baseline names as well
         if self.baseline:
             made = mapping(mapping(self.config.get("baselines")).get(self.name)) or recorded
             settings: dict[str, Any] = {"baseline": {key: value for key, value in made.items() if value is not None}}

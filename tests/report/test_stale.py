@@ -68,6 +68,40 @@ def test_a_changed_setting_is_named_with_both_values(results: Results) -> None:
     assert reasons[-1] == "2 more settings"
 
 
+def test_settings_of_other_sections_that_a_stage_reads_count(results: Results) -> None:
+    features = {"features": SETTINGS.features.plain()}
+    path = results.folder / "runs/base"
+    StageRecord("linear", "base", {"seed": 0, **SETTINGS.linear.plain(), **features}).write(
+        path / "linear/metrics.json", {}
+    )
+    StageRecord("aligned_knn", "base", {**SETTINGS.aligned_knn.plain(), **features}).write(
+        path / "aligned_knn/metrics.json", {}
+    )
+    made = SETTINGS.baselines["untrained"]
+    params = {"seed": 0, **made.plain(), "made_from": SETTINGS.made_from(made)}
+    StageRecord("baseline", "untrained", params).write(results.folder / "runs/untrained/pretrain/metrics.json", {})
+    assert found(results) == {}
+    change_config(results, "base", "features", resize=300)
+    change_config(results, "untrained", "pretrain", encoder=SETTINGS.pretrain.encoder.plain() | {"depth": 3})
+    assert found(results) == {
+        ("base", "linear"): ("setting `features.resize` 256 → 300",),
+        ("base", "aligned_knn"): ("setting `features.resize` 256 → 300",),
+        ("untrained", "pretrain"): ("setting `encoder.depth` None → 3",),
+    }
+
+
+def test_a_run_that_was_renamed_has_its_own_inputs(results: Results) -> None:
+    (results.folder / "runs/base").rename(results.folder / "runs/fewer")
+    assert found(results) == {}
+    # another one of the old name is none of its inputs
+    other = results.folder / "runs/base/pretrain/backbone.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(os.urandom(100))
+    assert found(results) == {}
+    (results.folder / "runs/fewer/pretrain/backbone.safetensors").write_bytes(os.urandom(100))
+    assert found(results) == {("fewer", "knn"): (f"input `{other}` is another",)}
+
+
 def test_an_input_with_other_content_is_named_and_a_touched_one_is_not(results: Results) -> None:
     backbone = results.folder / "runs/base/pretrain/backbone.safetensors"
     os.utime(backbone, (1, 1))

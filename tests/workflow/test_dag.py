@@ -15,6 +15,9 @@ import yaml
 from PIL import Image
 from tiny import PRETRAIN
 
+from flsl.report.stale import stale_stages
+from flsl.runtime.results import read_project
+
 ROOT = Path(__file__).parents[2]
 CONFIG = {
     "project": "tiny",
@@ -141,6 +144,19 @@ def test_learning_rate_reruns_the_pretrained_run_alone(finished: Path) -> None:
 
 def test_speed_settings_rerun_nothing_but_the_record_of_the_settings(finished: Path) -> None:
     assert planned(finished, changed(compute={"workers": 3, "log_every": 5})) == {}
+
+
+def test_what_a_setting_makes_stale_is_what_it_reruns(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied)
+    assert stale_stages(read_project("results/tiny")) == []
+    for path in (copied / "results/tiny/runs").glob("*/config.yaml"):
+        resolved = yaml.safe_load(path.read_text())
+        resolved["features"]["resize"] = 40
+        resolved["pretrain"]["encoder"]["depth"] = 3
+        path.write_text(yaml.safe_dump(resolved))
+    found = {(one.run, one.stage) for one in stale_stages(read_project("results/tiny"))}
+    rests_on_features = ("pretrain", "features", "linear", "aligned_knn")
+    assert found == {(run, stage) for run in ("base", "untrained") for stage in rests_on_features}
 
 
 def test_where_images_are_read_from_reruns_nothing(copied: Path) -> None:
