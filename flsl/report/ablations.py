@@ -14,7 +14,7 @@ import pandas as pd
 
 from flsl.report.markdown import code, table
 from flsl.report.page import page as html_page
-from flsl.report.stale import Stale, stale_stages
+from flsl.report.stale import FEATURES, Stale, stale_stages
 from flsl.report.tables import best, reference
 from flsl.runtime.ablations import FOLDER, Ablation, Point, log_of_missing, log_tail, point_label, value_text
 from flsl.runtime.compared import Headline, headlines
@@ -23,7 +23,6 @@ from flsl.runtime.progress import counted
 from flsl.runtime.results import PRETRAIN, Project, Run
 
 CSV, MARKDOWN, HTML, FIGURE = "table.csv", "table.md", "table.html", "figure.png"
-FEATURES = "features"
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class AblationTable:
         rows: its points in the config's order.
         missing: what has no figures.
         untrained: the untrained encoder, to compare with, where there is one.
-        stale: results of its points that their stages would not make now.
+        stale: results of its points that their stages would not make now, or that do not compare with the base's.
     """
 
     ablation: Ablation
@@ -187,7 +186,8 @@ def page(found: AblationTable, project: Project) -> str:
     parts += ["## What is missing", _missing(found)]
     if found.stale:
         lines = [f"- {code(one.run)}, {one.stage}: {'; '.join(one.reasons)}" for one in found.stale]
-        parts += ["## What is stale", "Made before what is named here changed.\n\n" + "\n".join(lines)]
+        note = "Made before what is named here changed, or with settings that are not those of the base."
+        parts += ["## What is stale", note, "\n".join(lines)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

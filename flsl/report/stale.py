@@ -9,15 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from flsl.runtime.ablations import Ablation, read_ablations
 from flsl.runtime.code import code_now
 from flsl.runtime.outputs import sha256_file, stamp
 from flsl.runtime.results import PRETRAIN, Project, Run, Stage, flat
 
 _SMALL = 64 * 2**20  # bytes that are hashed where size and time do not tell that a file is the same
 _NAMED = 3
-_FEATURES = "features"
+FEATURES = "features"
 _MADE_FROM = "made_from."
-_BASELINE_PLACES = {"seed": "seed", "teacher_size": f"{PRETRAIN}.views.teacher_size", "crop": f"{_FEATURES}.crop"}
+_BASELINE_PLACES = {"seed": "seed", "teacher_size": f"{PRETRAIN}.views.teacher_size", "crop": f"{FEATURES}.crop"}
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,18 @@ class Stale:
 def stale_stages(project: Project) -> list[Stale]:
     """Return the project's stale results, those of a run after one another.
 
-    Settings are compared with the run's ``config.yaml``, which the workflow keeps at what is planned; inputs by size
-    and time and, where these differ, small ones by content; code by the digests of the modules that the stage used.
-    A stage that rests on a stale one of its run is not named for that.
+    Settings are compared with the run's ``config.yaml``, which the workflow keeps at what is planned, and between the
+    points of an ablation, whose runs other configs may have made again; inputs by size and time and, where these
+    differ, small ones by content; code by the digests of the modules that the stage used. A stage that rests on a stale
+    one of its run is not named for that.
     """
-    look = _Look(project)
+    look, unlike = _Look(project), _unlike(project)
     found = []
     for run in project.runs:
         for stage in run.stages.values():
-            if stage.record is not None and (reasons := look.reasons(run, stage)):
+            if stage.record is not None and (
+                reasons := [*look.reasons(run, stage), *unlike.get((run.name, stage.name), [])]
+            ):
                 found.append(Stale(run.name, stage.name, tuple(reasons)))
     return found
 
@@ -127,12 +131,54 @@ def _changed(run: Run, stage: Stage) -> list[str]:
     ]
 
 
+def _unlike(project: Project) -> dict[tuple[str, str], list[str]]:
+    """Return by run and stage how points of ablations differ from their base in what the ablation does not vary.
+
+    The plan allows none of it: other configs of the project have made one of them again, or the plan has changed. What
+    is stale by its own config is told already.
+    """
+    runs = {run.name: run for run in project.runs}
+    found: dict[tuple[str, str], list[str]] = {}
+    for ablation in read_ablations(project.folder, []).values():
+        points = sorted(ablation.points, key=lambda point: not point.base)
+        names = list(dict.fromkeys(point.run for point in points if point.run in runs))
+        for stage in (PRETRAIN, FEATURES, *ablation.stages):
+            made = [
+                (name, _by_place(runs[name], own))
+                for name in names
+                if (own := runs[name].stages.get(stage)) is not None
+                and own.record is not None
+                and not _changed(runs[name], own)
+            ]
+            for name, settings in made[1:]:
+                base, theirs = made[0]
+                changed = [
+                    f"`{place}` {value}, there {theirs[place]}"
+                    for place, value in settings.items()
+                    if place in theirs and theirs[place] != value and not _varied(place, ablation)
+                ]
+                found.setdefault((name, stage), []).extend(
+                    _named(f"unlike `{base}` in the ablation `{ablation.name}`: ", changed)
+                )
+    return found
+
+
+def _varied(place: str, ablation: Ablation) -> bool:
+    return any(place == axis or place.startswith(f"{axis}.") for axis in ("seed", *ablation.axes))
+
+
+def _by_place(run: Run, stage: Stage) -> dict[str, Any]:
+    """Return the settings of the config that a stage was made with, by dotted name."""
+    now = flat(run.config)
+    return {place: value for _, place, value in _recorded(run, stage) if place in now}
+
+
 def _recorded(run: Run, stage: Stage) -> Iterator[tuple[str, str, Any]]:
     """Yield what a stage was made with: the name in its record, the setting's in the config, and the value."""
     kind = str((stage.record or {}).get("stage", stage.name))
     for name, value in flat(stage.params).items():
         head, _, rest = name.partition(".")
-        if head in ("seed", _FEATURES):
+        if head in ("seed", FEATURES):
             place = name
         elif name.startswith(_MADE_FROM):
             place = _BASELINE_PLACES.get(rest, f"{PRETRAIN}.{rest}")

@@ -134,6 +134,32 @@ def test_figures_of_other_settings_than_planned_are_told_as_stale(tmp_path: Path
     assert "- `prototypes-16`, pretrain: setting `epochs` 7 → 300" in text
 
 
+def test_points_that_another_config_has_made_again_are_told_as_not_alike(tmp_path: Path) -> None:
+    grid = {"pretrain.query_sampling": ["random", "first"], "pretrain.tau_ca": [0.2, {"start": 0.1, "end": 0.2}]}
+    results = ablated(tmp_path, {"a": {"grid": grid, "seeds": [0, 1], "stages": ["knn"]}}, baselines={})
+    text = (write(results) / "a/table.md").read_text()
+    assert "What is stale" not in text
+    # the base, with the base's config, which has no ablation
+    for section, setting, value in (("pretrain", "epochs", 400), ("knn", "temperature", 0.1)):
+        for run in ("base", "seed-1"):
+            folder = results.folder / "runs" / run
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            config[section][setting] = value
+            write_text(folder / "config.yaml", yaml.safe_dump(config))
+            record = json.loads((folder / section / "metrics.json").read_text())
+            record["params"][setting] = value
+            write_text(folder / section / "metrics.json", json.dumps(record))
+    text = (write(results) / "a/table.md").read_text().split("## What is stale")[1]
+    unlike = "unlike `base` in the ablation `a`: "
+    assert f"- `query_sampling-first`, pretrain: {unlike}`pretrain.epochs` 300, there 400\n" in text
+    assert f"- `query_sampling-first_seed-1`, knn: {unlike}`knn.temperature` 0.07, there 0.1\n" in text
+    assert "- `base`" not in text
+    assert "- `seed-1`" not in text
+    text = summary(read_project(results.folder))
+    assert "**Not current**: [12 stale results](#what-is-stale)" in text
+    assert f": {unlike}`pretrain.epochs` 300, there 400" in text
+
+
 def test_missing_points_and_seeds_are_marked_with_the_end_of_the_log(tmp_path: Path) -> None:
     lacking = ("prototypes-1024", "prototypes-1024_seed-1", "prototypes-1024_seed-2", "seed-2")
     results = ablated(tmp_path, {"a": {**GRID, "stages": ["knn"]}}, lacking)
