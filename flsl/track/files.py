@@ -16,14 +16,14 @@ _MODEL = "backbone.safetensors"
 _SHEETS = "sheets/*.jpg"  # of videos
 
 
-def signature(folder: Path, artifact_mb: float, varied: Iterable[str] = ()) -> str:
-    """Return a digest of all that the view of a run is made from: sizes and times of its files, and the names of the
-    settings that any run of the project varies."""
+def signature(folder: Path, artifact_mb: float, varied: Iterable[str] = (), planned: bool = True) -> str:
+    """Return a digest of all that the view of a run is made from: sizes and times of its files, the names of the
+    settings that any run of the project varies, and whether the run is planned."""
     names = listing(folder, [CONFIG])
     for stage in stage_folders(folder):
         found = listing(stage, _shown(stage) | {RECORD, HISTORY, SYSTEM, CONFIG, LOCK, _MODEL})
         names |= {f"{stage.name}/{name}": stamp for name, stamp in found.items()}
-    return sha256_json([_SHAPE, artifact_mb, names, sorted(varied)])[:16]
+    return sha256_json([_SHAPE, artifact_mb, names, sorted(varied), planned])[:16]
 
 
 def artifacts(folder: Path, largest_mb: float) -> dict[str, str]:

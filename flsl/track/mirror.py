@@ -18,6 +18,7 @@ from flsl.runtime.attempts import read_attempts
 from flsl.runtime.environment import LOCK
 from flsl.runtime.machine import SYSTEM
 from flsl.runtime.outputs import sha256_json
+from flsl.runtime.planned import read_planned
 from flsl.runtime.progress import warn
 from flsl.runtime.results import CONFIG, HISTORY, PRETRAIN, Run, Stage, stage_folders
 from flsl.track.ablations import Part, shown
@@ -100,6 +101,7 @@ class Mirror:
         self._ablations, self._varied = ablations, varied
         self._store, self._experiment, self._place, self._settings = store, experiment, place, settings
         self._begun = begun or now()
+        self._planned = read_planned(place.folder)
         self._uploads = True
         self.counts = Counts()
 
@@ -113,7 +115,7 @@ class Mirror:
             state: MLflow's status of stages that are not complete; ``None`` leaves it.
         """
         known = self._index(seen)
-        files = signature(run.folder, self._settings.artifact_mb, self._varied) if whole else ""
+        files = self._signature(run.folder) if whole else ""
         parent = self._bring(known.get(""), self._wanted_run(run, known.get(""), whole, state))
         self._upload(parent, run.folder, listing(run.folder, {CONFIG}), {})
         self._show_ablations(parent, run.name)
@@ -133,7 +135,7 @@ class Mirror:
         stages = sorted(one.tags["flsl.stage"] for one in seen if "flsl.stage" in one.tags)
         return (
             len(parents) == 1
-            and parents[0].tags.get("flsl.files") == signature(folder, self._settings.artifact_mb, self._varied)
+            and parents[0].tags.get("flsl.files") == self._signature(folder)
             and parents[0].tags.get("flsl.folder") == str(self._place.folder)
             and stages == sorted(path.name for path in stage_folders(folder))
             and {one.tags.get("mlflow.parentRunId") for one in seen} <= {None, parents[0].run_id}
@@ -251,9 +253,19 @@ class Mirror:
             figures={mlflow_name(name): value for name, value in run.figures.items()},
             start=min(starts, default=self._begun),
             end=max(ends, default=None) if complete else None,
-            status="FINISHED" if complete else _unfinished(seen, state) if begun else "SCHEDULED",
+            status="FINISHED" if complete else _unfinished(seen, state) if begun else self._waiting(run.name),
             kept=(lambda name: name.startswith(left)) if whole else (lambda name: True),
         )
+
+    def _waiting(self, name: str) -> str:
+        """Return the status of a run that has not begun."""
+        return "SCHEDULED" if self._is_planned(name) else "KILLED"
+
+    def _is_planned(self, name: str) -> bool:
+        return self._planned is None or name in (*self._planned.runs, *self._planned.baselines)
+
+    def _signature(self, folder: Path) -> str:
+        return signature(folder, self._settings.artifact_mb, self._varied, self._is_planned(folder.name))
 
     def _params(self, run: Run, seen: Seen | None) -> dict[str, str]:
         """Return a run's own settings, and what its config says of those that others vary.

@@ -14,6 +14,7 @@ from made_results import KNN, LINEAR, Results, experiment
 from mlflow_view import client, curve, picture, shown_runs
 
 from flsl.config.experiment import TrackingSettings
+from flsl.runtime.planned import PLANNED, Planned
 from flsl.runtime.results import read_project
 from flsl.track.lock import BusyError, sending
 from flsl.track.sync import sync
@@ -229,6 +230,13 @@ def test_the_status_tells_how_far_a_run_is(results: Results) -> None:
     results.config("next")
     sync(results.folder)
     assert shown_runs(results)["next"].info.status == "SCHEDULED"
+    # the config has lost it
+    planned = Planned(["base", "wide"], ["untrained"], [])
+    (results.folder / PLANNED).write_text(json.dumps(planned.plain()))
+    sync(results.folder)
+    assert shown_runs(results)["next"].info.status == "KILLED"
+    (results.folder / PLANNED).unlink()
+    sync(results.folder)
     results.history("next", range(1, 3))
     sync(results.folder)
     assert {shown_runs(results)[name].info.status for name in ("next", "next/pretrain")} == {"RUNNING"}
