@@ -7,14 +7,14 @@ from types import FrameType, TracebackType
 
 from flsl.runtime.distributed import Agreement
 from flsl.runtime.errors import Stopped
-from flsl.runtime.signals import STOPPING
+from flsl.runtime.signals import STOPPING, heeded
 
 
 class StopRequest:
     """Collects the signals while the body of ``with`` runs, and agrees on them over all ranks.
 
     A second Ctrl-C ends the process at once. Other signals may come again while the stage saves: a cluster sends
-    several for one preemption or time limit.
+    several for one preemption or time limit. Those that the process was started to ignore stay ignored.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in STOPPING:
+        for number in heeded(STOPPING):
             self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -19,18 +19,24 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, where a stage has nothing of its own to do about it: files half-written are removed on the way out."""
 
 
+def heeded(signals: Sequence[int]) -> list[int]:
+    """Return those signals that this process was not started to ignore, as ``nohup`` and a script's ``&`` have it."""
+    return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def raise_at_first(signals: Sequence[int], error: Callable[[int], BaseException]) -> None:
     """Let the first of ``signals`` raise ``error(signal)`` from now on, and let nobody heed those that follow.
 
-    A second one must not end the tidying up, nor the commands that are run for it.
+    A second one must not end the tidying up, nor the commands that are run for it. Ignored ones stay so.
     """
+    armed = heeded(signals)
 
     def raise_it(signum: int, frame: FrameType | None) -> None:
-        for number in signals:
+        for number in armed:
             signal.signal(number, signal.SIG_IGN)
         raise error(signum)
 
-    for number in signals:
+    for number in armed:
         signal.signal(number, raise_it)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from processes import alive, wait_for
 
+from flsl.runtime.interrupt import StopRequest
 from flsl.runtime.outputs import atomic
 from flsl.runtime.signals import STOPPING, Terminated, obey_parent, raising_at_first
 
@@ -43,6 +44,28 @@ def test_only_the_first_signal_raises_and_handlers_come_back() -> None:
                 tidied.append(number)
     assert (stop.value.code, tidied) == (signal.SIGTERM, [*signals])
     assert [signal.getsignal(number) for number in signals] == before
+
+
+def test_what_a_process_was_started_to_ignore_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with raising_at_first([signal.SIGHUP], SystemExit):
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_stage_in_the_background_is_not_asked_to_stop_by_another_ones_ctrl_c() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's & does
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.agreed() == 0
+            signal.raise_signal(signal.SIGUSR2)
+            assert stop.agreed() == signal.SIGUSR2
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_sigterm_does_not_cut_the_commands_end() -> None:
