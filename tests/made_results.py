@@ -15,7 +15,10 @@ from flsl.config.checking import check
 from flsl.config.experiment import Experiment
 from flsl.config.loading import run_experiment
 from flsl.config.sweep import plan, record
+from flsl.report.ablations import AblationTable, tabulate
+from flsl.runtime.ablations import read_ablation
 from flsl.runtime.outputs import sha256_json, write_json, write_text
+from flsl.runtime.results import read_project
 
 BEGIN = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 KNN = {"knn/top1@10": 50.0, "knn/top1@20": 52.5, "knn/top5@20": 91.0}
@@ -155,3 +158,8 @@ def ablated(root: Path, ablations: dict[str, Any], lacking: tuple[str, ...] = ()
             figures = {f"{stage}/top1" + "@20" * (stage == "knn"): random.uniform(20, 80)}
             results.stage(run.name, stage, figures, getattr(run.settings, stage).plain())
     return results
+
+
+def table_of(results: Results, name: str = "a") -> AblationTable:
+    """The table of an ablation of a project."""
+    return tabulate(read_project(results.folder), read_ablation(results.folder / "ablations" / name / "ablation.json"))

@@ -28,7 +28,6 @@ def add(commands: Commands) -> None:
 def _config(args: argparse.Namespace) -> None:
     import yaml
 
-    from flsl.config import load_experiment
     from flsl.config.docs import write_docs
     from flsl.config.whole import check_whole
     from flsl.runtime.outputs import write_text
@@ -39,7 +38,7 @@ def _config(args: argparse.Namespace) -> None:
     found = experiment(args)
     if args.config is not None and args.run_name is None:
         # what the workflow refuses; one run's settings may be for stages by hand, which need less
-        check_whole(load_experiment(args.config, args.overrides))
+        check_whole(found)
     text = yaml.safe_dump(found.plain(), sort_keys=False, allow_unicode=True)
     if args.out is None:
         print(text, end="")

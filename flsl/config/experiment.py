@@ -112,16 +112,15 @@ class Experiment(Settings):
         return self
 
     def made_from(self, baseline: BaselineSettings) -> dict[str, Any]:
-        """Return the settings that a baseline's encoder depends on besides its own."""
+        """Return the settings that a baseline's encoder depends on besides its own, by dotted name."""
         match baseline.kind:
             case "random":
-                views = self.pretrain.views
                 return {
                     "seed": self.seed,
-                    "encoder": self.pretrain.encoder.plain(),
-                    "teacher_size": views.teacher_size,
+                    "pretrain.encoder": self.pretrain.encoder.plain(),
+                    "pretrain.views.teacher_size": self.pretrain.views.teacher_size,
                 }
             case "timm":
-                return {"crop": self.features.crop}
+                return {"features.crop": self.features.crop}
             case "file":
                 return {}

@@ -35,8 +35,7 @@ def write_baseline(experiment: Experiment, name: str, out: Path) -> None:
         raise UserError(f"baselines.{name}: no such baseline{nearest(name, experiment.baselines)}; there are: {known}")
     baseline = experiment.baselines[name]
     inputs = [Path(baseline.checkpoint)] if baseline.checkpoint is not None else []
-    seed = {"seed": experiment.seed} if baseline.kind == "random" else {}
-    params = {**seed, **baseline.plain(), "made_from": experiment.made_from(baseline)}
+    params = {**baseline.plain(), "made_from": experiment.made_from(baseline)}
     record = StageRecord("baseline", name, params, inputs)
     match baseline.kind:
         case "random":

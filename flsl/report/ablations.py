@@ -14,13 +14,13 @@ import pandas as pd
 
 from flsl.report.markdown import code, table
 from flsl.report.page import page as html_page
-from flsl.report.stale import FEATURES, Stale, stale_stages
+from flsl.report.stale import Stale, stale_stages
 from flsl.report.tables import best, reference
 from flsl.runtime.ablations import FOLDER, Ablation, Point, log_of_missing, log_tail, point_label, value_text
 from flsl.runtime.compared import Headline, headlines
 from flsl.runtime.outputs import atomic, write_text
 from flsl.runtime.progress import counted
-from flsl.runtime.results import PRETRAIN, Project, Run
+from flsl.runtime.results import FEATURES, PRETRAIN, Project, Run
 
 CSV, MARKDOWN, HTML, FIGURE = "table.csv", "table.md", "table.html", "figure.png"
 

@@ -12,13 +12,10 @@ from typing import Any
 from flsl.runtime.ablations import Ablation, read_ablations
 from flsl.runtime.code import code_now
 from flsl.runtime.outputs import sha256_file, stamp
-from flsl.runtime.results import PRETRAIN, Project, Run, Stage, flat
+from flsl.runtime.results import FEATURES, PRETRAIN, Project, Run, Stage, flat
 
 _SMALL = 64 * 2**20  # bytes that are hashed where size and time do not tell that a file is the same
 _NAMED = 3
-FEATURES = "features"
-_MADE_FROM = "made_from."
-_BASELINE_PLACES = {"seed": "seed", "teacher_size": f"{PRETRAIN}.views.teacher_size", "crop": f"{FEATURES}.crop"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def _changed(run: Run, stage: Stage) -> list[str]:
     """Return the settings of a stage that have other values in the run's config now, with both values."""
     now = flat(run.config)
     return [
-        f"`{name.removeprefix(_MADE_FROM)}` {value} → {now[place]}"
+        f"`{name}` {value} → {now[place]}"
         for name, place, value in _recorded(run, stage)
         if place in now and now[place] != value
     ]
@@ -174,14 +171,13 @@ def _by_place(run: Run, stage: Stage) -> dict[str, Any]:
 
 
 def _recorded(run: Run, stage: Stage) -> Iterator[tuple[str, str, Any]]:
-    """Yield what a stage was made with: the name in its record, the setting's in the config, and the value."""
+    """Yield what a stage was made with: a setting's name among the stage's, its name in the config, and the value."""
     kind = str((stage.record or {}).get("stage", stage.name))
-    for name, value in flat(stage.params).items():
+    for recorded, value in flat(stage.params).items():
+        name = recorded.removeprefix("made_from.")
         head, _, rest = name.partition(".")
-        if head in ("seed", FEATURES):
+        if name != recorded or head in ("seed", FEATURES):
             place = name
-        elif name.startswith(_MADE_FROM):
-            place = _BASELINE_PLACES.get(rest, f"{PRETRAIN}.{rest}")
         elif kind == "baseline":
             place = f"baselines.{run.name}.{name}"
         elif kind in ("coco", "uavdt"):

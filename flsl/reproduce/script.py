@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from flsl.config.checking import set_dotted
 from flsl.data.manifest import MANIFEST, load_manifest
 from flsl.runtime.environment import LOCK
 from flsl.runtime.errors import UserError
@@ -148,7 +149,8 @@ def _config(run: Run) -> dict[str, Any]:
     recorded = dict(pretrained(run).params)
     config["seed"] = recorded.pop("seed", config.get("seed", 0))
     if run.baseline:
-        recorded.pop("made_from", None)
+        for name, value in recorded.pop("made_from", {}).items():
+            set_dotted(config, name, value, str(run.folder))
         config["baselines"] = {run.name: recorded}
     else:
         config["pretrain"] = recorded

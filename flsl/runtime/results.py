@@ -18,7 +18,7 @@ from flsl.runtime.outputs import read_json
 RECORD = "metrics.json"
 HISTORY = "history.jsonl"
 CONFIG = "config.yaml"
-PRETRAIN = "pretrain"
+PRETRAIN, FEATURES = "pretrain", "features"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's reads the same some ten times faster
 
 

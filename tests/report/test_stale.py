@@ -78,7 +78,7 @@ def test_settings_of_other_sections_that_a_stage_reads_count(results: Results) -
         path / "aligned_knn/metrics.json", {}
     )
     made = SETTINGS.baselines["untrained"]
-    params = {"seed": 0, **made.plain(), "made_from": SETTINGS.made_from(made)}
+    params = {**made.plain(), "made_from": SETTINGS.made_from(made)}
     StageRecord("baseline", "untrained", params).write(results.folder / "runs/untrained/pretrain/metrics.json", {})
     assert found(results) == {}
     change_config(results, "base", "features", resize=300)
@@ -86,7 +86,7 @@ def test_settings_of_other_sections_that_a_stage_reads_count(results: Results) -
     assert found(results) == {
         ("base", "linear"): ("setting `features.resize` 256 → 300",),
         ("base", "aligned_knn"): ("setting `features.resize` 256 → 300",),
-        ("untrained", "pretrain"): ("setting `encoder.depth` None → 3",),
+        ("untrained", "pretrain"): ("setting `pretrain.encoder.depth` None → 3",),
     }
 
 

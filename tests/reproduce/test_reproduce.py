@@ -84,6 +84,21 @@ def test_commands_make_the_run_and_those_before_it_again_bit_for_bit(project: Pa
     assert figures[0] == figures[1]
 
 
+def test_a_baseline_is_made_again_from_the_settings_that_it_was_made_from(copied: Path) -> None:
+    folder = copied / RUNS / "untrained"
+    flsl(copied, "config", "--config", "config.yaml", "--run", "first", "--out", folder / "config.yaml")
+    flsl(copied, "baseline", "--config", folder / "config.yaml", "--name", "untrained", "--out", folder / "pretrain")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["seed"] = 4
+    config["pretrain"]["encoder"]["width"] *= 2
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    text = flsl(copied, "reproduce", "untrained", "--here").stdout
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(["sh", "-c", text], cwd=copied, check=True, capture_output=True, env={**os.environ, "PATH": path})
+    name = "runs/untrained/pretrain/backbone.safetensors"
+    assert (copied / "again" / name).read_bytes() == (copied / "results/tiny" / name).read_bytes()
+
+
 def test_script_stops_where_the_images_are_others(copied: Path) -> None:
     text = flsl(copied, "reproduce", "first", "--here", "--into", "elsewhere").stdout
     Image.new("RGB", (40, 36), "red").save(copied / "images/train/a/0.png")

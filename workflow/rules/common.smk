@@ -12,8 +12,8 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import update_config
 
-from flsl.config.experiment import Experiment
 from flsl.config.checking import check
+from flsl.config.experiment import Experiment
 from flsl.config.loading import compose, parse_yaml
 from flsl.config.sweep import record, resolve
 from flsl.config.whole import check_whole
