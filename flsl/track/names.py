@@ -42,11 +42,11 @@ def curve_name(kind: str, key: str) -> str:
     the machine (throughput, memory, …) ``system/<key>``, which MLflow shows on a tab of their own. No final figure
     has such a name, as those begin with their stage's.
     """
-    if key.startswith("system/"):
-        return mlflow_name(key)
-    if kind == "system" or _SYSTEM.fullmatch(key):
-        return mlflow_name(f"system/{key}")
-    return mlflow_name(f"{_KINDS.get(kind, f'history/{kind}')}/{key}")
+    head = _KINDS.get(kind, f"history/{mlflow_name(kind)}")
+    if kind == "system" or key.startswith("system/") or _SYSTEM.fullmatch(key):
+        head, key = "system", key.removeprefix("system/")
+    # the key by itself, which may be nothing but slashes: a part must be left of it
+    return mlflow_name(f"{head}/{mlflow_name(key)}")
 
 
 def is_curve(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flsl.runtime.results import flat
@@ -26,6 +26,10 @@ def test_every_name_is_one_that_mlflow_takes(name: str) -> None:
 
 
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
+@example("/", "/")
+@example("step", "/")
+@example("system", "/")
+@example("epoch", "system//")
 def test_curves_are_told_from_figures_by_their_names(kind: str, key: str) -> None:
     assert is_curve(curve_name(kind, key))
     assert not is_curve(mlflow_name("pretrain/loss"))
