@@ -352,6 +352,24 @@ def test_bad_config_is_told_before_anything_runs(tmp_path: Path, sections: dict[
     assert not (tmp_path / "results").exists()
 
 
+def test_a_file_without_a_project_is_not_laid_over_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    shutil.copy(ROOT / "config/demo.yaml", tmp_path / "config")
+    result = snakemake(tmp_path, "--dry-run", config={"data": {"images": {"root": "mine"}}})
+    assert result.returncode == 1
+    assert "config.yaml: project: this setting is needed" in result.stdout + result.stderr
+
+
+def test_the_demo_may_be_run_as_another_project(tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    shutil.copy(ROOT / "config/demo.yaml", tmp_path / "config")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
+    command += ["--directory", str(tmp_path), "--dry-run", "--config", "project=another"]
+    result = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "results/another/summary.md" in result.stdout
+
+
 def test_rules_are_in_one_shape() -> None:
     """Every rule that makes something has a log and a message; those that compute have a benchmark and resources."""
     text = "\n".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))

@@ -28,8 +28,8 @@ from flsl.runtime.planned import PLANNED, Planned
 from flsl.runtime.results import run_folders
 from flsl.video.sequences import sequence_names
 
-# a --configfile is laid over the default one by snakemake; a whole experiment must not inherit from the demo
-if "project" not in config and "extends" not in config:
+# settings of --config change the demo; a --configfile would be laid over it, and must not inherit from it
+if not workflow.configfiles and "extends" not in config:
 
     configfile: "config/demo.yaml"
 
