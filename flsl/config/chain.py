@@ -16,7 +16,8 @@ def check_chains(runs: Mapping[str, Experiment], baselines: Iterable[str]) -> No
         baselines: names that may be gone on from, too.
 
     Raises:
-        UserError: when it names no run or baseline, one with patches of another size, or leads back to its start.
+        UserError: when it names no run or baseline, one with patches of another size, one with fewer blocks than it
+            is to be cut after, or leads back to its start.
     """
     baselines = list(baselines)
     for run in runs:
@@ -44,4 +45,10 @@ def _check_step(chain: list[str], previous: str, runs: Mapping[str, Experiment],
             raise UserError(
                 f"{where}: '{previous}' has patches of {theirs} pixels, this run of {ours}; "
                 "they must be equal (pretrain.encoder.patch_size)"
+            )
+        block, depth = runs[chain[-1]].pretrain.prior.block, runs[previous].pretrain.encoder.depth
+        if block is not None and depth is not None and block > depth:
+            raise UserError(
+                f"runs.{chain[-1]}: pretrain.prior.block: {block}, but '{previous}' has {depth} blocks "
+                "(pretrain.encoder.depth)"
             )

@@ -44,6 +44,12 @@ class DetectorSettings(Settings):
     detections: Count = Field(100, description="Largest number of detections per image.")
     score_threshold: Fraction = Field(0.05, description="Lowest score of a detection.")
 
+    @model_validator(mode="after")
+    def _blocks_rise(self) -> DetectorSettings:
+        if self.blocks is not None and sorted(self.blocks) != self.blocks:
+            raise ValueError(f"blocks: {self.blocks} must rise from stride 4 to 32; write {sorted(self.blocks)}")
+        return self
+
 
 class RecipeSettings(Settings):
     """Fine-tuning and prediction: the 1x schedule, DETR's multi-scale and crop policy."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flsl.config.chain import check_chains
 from flsl.config.experiment import Experiment
 from flsl.config.loading import require_data
 from flsl.config.sweep import Plan, PlannedRun, plan
 from flsl.runtime.errors import UserError
+
+# what the detectors' pyramid can be made from, in pixels
+_DETECTOR_PATCHES = (4, 8, 16)
 
 
 def check_whole(experiment: Experiment) -> Plan:
@@ -20,6 +25,8 @@ def check_whole(experiment: Experiment) -> Plan:
     check_chains({name: run.settings for name, run in planned.runs.items()}, experiment.baselines)
     for run in planned.runs.values():
         _check_blocks(run)
+        _check_sizes(run)
+        _check_detector(run)
     return planned
 
 
@@ -36,3 +43,43 @@ def _check_blocks(run: PlannedRun) -> None:
                 f"{name}: the run {run.name} is asked for its last {blocks} blocks, but it has {depth} "
                 f"(pretrain.encoder.depth); ask for {depth} at most, or leave {stage} out of its stages"
             )
+
+
+def _check_sizes(run: PlannedRun) -> None:
+    """Refuse evaluations of images that are cut into no whole number of patches."""
+    settings, patch = run.settings, run.settings.pretrain.encoder.patch_size
+    for stages, name, size in (
+        (("knn", "linear", "aligned_knn"), "features.crop", settings.features.crop),
+        (("visualize",), "visualize.size", settings.visualize.size),
+    ):
+        if size is not None and size % patch and (asked := _asked(run, stages)):
+            near = max(1, round(size / patch)) * patch
+            raise UserError(
+                f"{name}: {size} is not a multiple of the {patch} pixels of a patch of the run {run.name} "
+                f"(pretrain.encoder.patch_size); {near} is, or leave {asked} out of its stages"
+            )
+
+
+def _check_detector(run: PlannedRun) -> None:
+    """Refuse a detector that cannot be built on the encoder."""
+    model, encoder = run.settings.detection.model, run.settings.pretrain.encoder
+    asked = _asked(run, ("coco", "uavdt"))
+    if not asked:
+        return
+    if encoder.patch_size not in _DETECTOR_PATCHES:
+        raise UserError(
+            f"pretrain.encoder.patch_size: a detector is built on patches of 4, 8 or 16 pixels, and the run {run.name} "
+            f"has {encoder.patch_size}; leave {asked} out of its stages"
+        )
+    last = model.blocks[-1] if model.pyramid == "fpn" and model.blocks is not None else 1
+    for name, block in (("blocks", last), ("frozen_blocks", model.frozen_blocks)):
+        if encoder.depth is not None and block > encoder.depth:
+            raise UserError(
+                f"detection.model.{name}: block {block} is asked for, but the run {run.name} has {encoder.depth} "
+                f"(pretrain.encoder.depth); ask for {encoder.depth} at most, or leave {asked} out of its stages"
+            )
+
+
+def _asked(run: PlannedRun, stages: Iterable[str]) -> str:
+    """Return which of some stages the run has, as words."""
+    return " and ".join(stage for stage in stages if stage in run.stages)

@@ -129,14 +129,14 @@ def chosen_blocks(settings: DetectorSettings, depth: int) -> list[int]:
     """Return the blocks (from 1) whose tokens go to strides 4, 8, 16 and 32.
 
     Raises:
-        UserError: when the encoder has fewer blocks, or they do not rise.
+        UserError: when the encoder has fewer blocks.
     """
     if settings.pyramid == "simple":
         return [depth] * 4
     if settings.blocks is None:
         return [max(1, round(depth * share)) for share in (4 / 12, 6 / 12, 8 / 12, 1)]
-    if sorted(settings.blocks) != settings.blocks or settings.blocks[-1] > depth:
-        raise UserError(f"detection.model.blocks: {settings.blocks} must rise; the encoder's last block is {depth}")
+    if settings.blocks[-1] > depth:
+        raise UserError(f"detection.model.blocks: {settings.blocks}, but the encoder's last block is {depth}")
     return settings.blocks
 
 

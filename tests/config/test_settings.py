@@ -19,6 +19,9 @@ from flsl.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+DEPTH_8 = {"encoder": {"depth": 8}}
+VIEWS_OF_14 = {"teacher_size": 224, "global_size": 224, "local_size": 98}
+PATCHES_OF_14 = {"encoder": {"patch_size": 14}, "views": VIEWS_OF_14}
 
 
 def write(path: Path, data: object) -> Path:
@@ -200,22 +203,58 @@ def test_run_changes_are_checked_when_the_file_is_read(tmp_path: Path) -> None:
             {"ablations": {"a": {"grid": {"pretrain.encoder.depth": [2, 4]}}}},
             "linear.blocks: the run encoder.depth-2 is asked for its last 4 blocks, but it has 2",
         ),
+        (
+            {"features": {"crop": 220}},
+            "features.crop: 220 is not a multiple of the 16 pixels of a patch of the run base "
+            "(pretrain.encoder.patch_size); 224 is, or leave knn and linear and aligned_knn out of its stages",
+        ),
+        ({"visualize": {"size": 50}, "stages": ["visualize"]}, "visualize.size: 50 is not a multiple of the 16 pixels"),
+        (
+            {"stages": ["coco"], "pretrain": PATCHES_OF_14},
+            "pretrain.encoder.patch_size: a detector is built on patches of 4, 8 or 16 pixels, and the run base has 14",
+        ),
+        (
+            {"stages": ["coco"], "pretrain": DEPTH_8, "detection": {"model": {"blocks": [2, 4, 6, 9]}}},
+            "detection.model.blocks: block 9 is asked for, but the run base has 8 (pretrain.encoder.depth)",
+        ),
+        (
+            {"stages": ["coco"], "pretrain": DEPTH_8, "detection": {"model": {"frozen_blocks": 9}}},
+            "detection.model.frozen_blocks: block 9 is asked for, but the run base has 8",
+        ),
+        ({"detection": {"model": {"blocks": [3, 2, 4, 4]}}}, "detection.model.blocks: [3, 2, 4, 4] must rise"),
+        (
+            {
+                "pretrain": {"encoder": {"depth": 4}},
+                "runs": {"base": {}, "later": {"pretrain.previous": "base", "pretrain.prior.block": 5}},
+            },
+            "runs.later: pretrain.prior.block: 5, but 'base' has 4 blocks (pretrain.encoder.depth)",
+        ),
     ],
 )
 def test_checking_a_file_refuses_what_the_workflow_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], words: str
 ) -> None:
-    whole = {"project": "a", "data": {"images": {"root": "images", "boxes": "boxes"}}, **settings}
+    data = {"images": {"root": "images", "boxes": "boxes"}, "coco": {"root": "coco"}}
+    whole = {"project": "a", "data": data, **settings}
     assert main(["config", "--config", str(write(tmp_path / "a.yaml", whole))]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
 
 
-def test_blocks_are_not_judged_where_no_stage_reads_them_or_the_depth_is_unknown(tmp_path: Path) -> None:
+def test_sizes_and_blocks_are_not_judged_where_no_stage_reads_them_or_the_depth_is_unknown(tmp_path: Path) -> None:
     fine = [
         {"stages": ["aligned_knn"], "pretrain": {"encoder": {"depth": 1}}},
         {"linear": {"blocks": [1, 40]}},
+        {"stages": ["visualize"], "features": {"crop": 220}},
+        {"visualize": {"size": 50}, "detection": {"model": {"blocks": [4, 6, 8, 40]}}},
+        {"stages": ["coco"], "detection": {"model": {"blocks": [4, 6, 8, 40]}}},
+        {
+            "stages": ["coco"],
+            "pretrain": DEPTH_8,
+            "detection": {"model": {"pyramid": "simple", "blocks": [4, 6, 8, 40]}},
+        },
         {"ablations": {"a": {"stages": ["knn"], "grid": {"pretrain.encoder.depth": [2, 4]}}}},
     ]
     for settings in fine:
-        whole = {"project": "a", "data": {"images": {"root": "images", "boxes": "boxes"}}, **settings}
+        data = {"images": {"root": "images", "boxes": "boxes"}, "coco": {"root": "coco"}}
+        whole = {"project": "a", "data": data, **settings}
         assert main(["config", "--config", str(write(tmp_path / "a.yaml", whole))]) == 0

@@ -95,7 +95,7 @@ def test_frozen_blocks_and_the_embeddings_get_no_gradient() -> None:
 def test_blocks() -> None:
     assert chosen_blocks(DetectorSettings(), 12) == [4, 6, 8, 12]
     assert chosen_blocks(DetectorSettings(pyramid="simple"), 12) == [12] * 4
-    with pytest.raises(UserError, match=r"blocks: \[4, 6, 8, 12\] must rise; the encoder's last block is 6"):
+    with pytest.raises(UserError, match=r"blocks: \[4, 6, 8, 12\], but the encoder's last block is 6"):
         chosen_blocks(DetectorSettings(blocks=[4, 6, 8, 12]), 6)
     with pytest.raises(UserError, match="patch size is 32"):
         ViTPyramid(encoder(32), DetectorSettings())
