@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _as_a_shell_does(path: str) -> str:
+    """Expand ``~``, and drop the slashes and dots that snakemake would take for another file's name."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ValueError(f"'{path}' begins with the home folder of no user; write the folder out") from None
+
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -12,6 +22,8 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 """A name that is safe as a folder, a SLURM job name and an MLflow tag."""
+Place = Annotated[str, Field(min_length=1), AfterValidator(_as_a_shell_does)]
+"""A path of the machine; ``~`` is the home folder."""
 Stage = Literal["knn", "linear", "aligned_knn", "coco", "uavdt", "davis", "visualize"]
 """An evaluation."""
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from flsl.config.base import Count, Settings, Slug
+from flsl.config.base import Count, Place, Settings, Slug
 
 Watch = Literal["files", "folders", "off"]
-Path_ = Annotated[str, Field(min_length=1)]
 
 
 class ImageFolderSettings(Settings):
     """An ImageNet-style image folder: `<root>/<split>/<class>/<image>`."""
 
-    root: Path_ = Field(description="Folder that holds the splits.")
+    root: Place = Field(description="Folder that holds the splits.")
     train: str = Field("train", min_length=1, description="Folder of the training split below `root`.")
     val: str | None = Field("val", description="Folder of the validation split below `root`; null where there is none.")
     boxes: str | None = Field(
@@ -23,9 +22,8 @@ class ImageFolderSettings(Settings):
         description="Boxes for the aligned k-NN below `root`: a folder of PASCAL VOC XML files as ImageNet's, "
         "or one CSV file `path,x0,y0,x1,y1`.",
     )
-    pack: str | None = Field(
+    pack: Place | None = Field(
         None,
-        min_length=1,
         description="Folder for a copy of the images in a few large tar files, which the check makes and all stages "
         "read, to the same results: for file systems that are slow to open many files; null: no copy.",
     )
@@ -44,7 +42,7 @@ class ImageFolderSettings(Settings):
 class CocoSettings(Settings):
     """COCO detection: images and `instances_*.json`."""
 
-    root: Path_ = Field(description="Folder of the data set; the other paths are below it.")
+    root: Place = Field(description="Folder of the data set; the other paths are below it.")
     train_images: str = Field("train2017", description="Folder of the training images.")
     train_annotations: str = Field("annotations/instances_train2017.json", description="Training annotations.")
     val_images: str = Field("val2017", description="Folder of the validation images.")
@@ -56,7 +54,7 @@ class CocoSettings(Settings):
 class UavdtSettings(Settings):
     """UAVDT: frames and ground truth of the detection benchmark."""
 
-    root: Path_ = Field(description="Folder of the data set; the other paths are below it.")
+    root: Place = Field(description="Folder of the data set; the other paths are below it.")
     frames: str = Field("UAV-benchmark-M", description="Folder of the sequences' frames.")
     ground_truth: str = Field("UAV-benchmark-MOTD_v1.0/GT", description="Folder of `<sequence>_gt_whole.txt`.")
     decode: bool = Field(False, description="As for the image folder.")
@@ -66,7 +64,7 @@ class UavdtSettings(Settings):
 class DavisDataSettings(Settings):
     """DAVIS 2017 in its official layout."""
 
-    root: Path_ = Field(description="Folder that holds `JPEGImages`, `Annotations` and `ImageSets`.")
+    root: Place = Field(description="Folder that holds `JPEGImages`, `Annotations` and `ImageSets`.")
     year: int = Field(2017, ge=2016, le=2099, description="Folder of the lists of sequences below `ImageSets`.")
     resolution: Slug = Field("480p", description="Folder below `JPEGImages` and `Annotations`, e.g. `Full-Resolution`.")
     decode: bool = Field(False, description="As for the image folder.")
@@ -91,7 +89,7 @@ class DavisDataSettings(Settings):
 class ScenesSettings(Settings):
     """The made demo data: textured objects on textured backgrounds, in the real data sets' layouts."""
 
-    root: Path_ = Field("results/scenes", description="Folder to make the data sets in.")
+    root: Place = Field("results/scenes", description="Folder to make the data sets in.")
     seed: int = Field(0, ge=0, description="Seed of everything that is made.")
     classes: int = Field(10, ge=2, le=10, description="Object classes, each a pair of texture and shape.")
     image_size: int = Field(48, ge=32, le=1024, description="Side of the image folder's images, in pixels.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from flsl.config.ablation import AblationSettings
-from flsl.config.base import NonNegative, Settings, Slug, Stage
+from flsl.config.base import NonNegative, Place, Settings, Slug, Stage
 from flsl.config.cluster import ClusterSettings
 from flsl.config.compute import ComputeSettings
 from flsl.config.data import DataSettings
@@ -27,7 +26,7 @@ class BaselineSettings(Settings):
         "`timm`: a timm model with its weights; `file`: a checkpoint."
     )
     model: str | None = Field(None, description="timm model name, for `timm` and `file`.")
-    checkpoint: str | None = Field(None, description="Checkpoint to load: ours, the authors', DINO's or timm's.")
+    checkpoint: Place | None = Field(None, description="Checkpoint to load: ours, the authors', DINO's or timm's.")
 
     @model_validator(mode="after")
     def _complete(self) -> BaselineSettings:
@@ -64,7 +63,7 @@ class Experiment(Settings):
     """One experiment: data, one pretraining recipe and its variants, and how they are evaluated."""
 
     project: Slug = Field(description="Name of the folder below `results` and of the MLflow experiment.")
-    results: str = Field("results", min_length=1, description="Folder that holds the projects; `~` is the home folder.")
+    results: Place = Field("results", description="Folder that holds the projects; `~` is the home folder.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of weights, views and order.")
     data: DataSettings = Field(DataSettings(), description="Data sets.")
     pretrain: PretrainSettings = Field(PretrainSettings(), description="FLSL pretraining.")
@@ -90,15 +89,6 @@ class Experiment(Settings):
     compute: ComputeSettings = Field(ComputeSettings(), description="Devices, threads, intervals: speed, not results.")
     cluster: ClusterSettings = Field(ClusterSettings(), description="What training jobs ask the cluster for.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
-
-    @field_validator("results")
-    @classmethod
-    def _plain_folder(cls, results: str) -> str:
-        """Expand ``~`` as a shell does, and drop the slashes that snakemake would take for another file's name."""
-        try:
-            return str(Path(results).expanduser())
-        except RuntimeError:
-            raise ValueError(f"'{results}' begins with the home folder of no user; write the folder out") from None
 
     @model_validator(mode="after")
     def _names_differ(self) -> Experiment:
