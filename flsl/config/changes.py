@@ -108,5 +108,6 @@ def _variable_settings() -> tuple[str, ...]:
 
 def _nearest_setting(name: str) -> str:
     valid = _variable_settings()
-    same = [leaf for leaf in valid if leaf.endswith(f".{name}")]
-    return nearest(name, same or valid)
+    # the pretraining's come first
+    same = next((leaf for leaf in valid if leaf.endswith(f".{name}")), None)
+    return nearest(name, valid) if same is None else f" (did you mean '{same}'?)"

@@ -192,6 +192,7 @@ def test_the_run_of_a_point_can_be_named_on_the_command_line() -> None:
         ({"grid": {"pretrain.prototypes": 3}}, "ablations.a.grid.pretrain.prototypes: input should be a list, not 3"),
         ({"grid": {"pretrain.prototyps": [1]}}, "prototyps: unknown setting (did you mean 'prototypes'?)"),
         ({"grid": {"prototypes": [1]}}, "prototypes: unknown setting (did you mean 'pretrain.prototypes'?)"),
+        ({"grid": {"epochs": [1]}}, "epochs: unknown setting (did you mean 'pretrain.epochs'?)"),
         ({"grid": {"pretrian.epochs": [1]}}, "pretrian.epochs: unknown setting (did you mean 'pretrain.epochs'?)"),
         ({"grid": {"pretrain.prototypes": ["x"]}}, 'prototypes: input should be a valid integer, not "x"'),
         ({"grid": {"pretrain.prototypes": [4, 4]}}, "the value 4 stands there twice"),
