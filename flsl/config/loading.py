@@ -159,23 +159,35 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark is not None else ""
         raise UserError(f"{source}: not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+    except ValueError as error:  # what looks like a date but is none
+        raise UserError(f"{source}: not valid YAML: {error}; write what is no date in quotes") from None
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which takes the last of two equal keys and drops the first without a word."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Refuse a key that stands twice, in the file's own words: merged keys (``<<``) may be overridden."""
+        """Refuse a key that stands twice, in the file's own words: merged keys (``<<``) may be overridden.
+
+        Refuse one that is read as another word, too: ``on`` is true to YAML, and a run would be called ``True``.
+        """
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.composer.ComposerError(
-                        None, None, f"'{key.value}' stands twice; put both into one", key.start_mark
-                    )
+                    raise _mistake(key, f"'{key.value}' stands twice; put both into one")
+                if key.tag != _MERGE and (read := str(self.construct_object(key))) != key.value:
+                    raise _mistake(key, f"the name {key.value} is read as {read}; write it in quotes, '{key.value}'")
                 seen.add(key.value)
         return node
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def _mistake(node: yaml.Node, what: str) -> yaml.YAMLError:
+    return yaml.composer.ComposerError(None, None, what, node.start_mark)
 
 
 def _kind(value: Any) -> str:

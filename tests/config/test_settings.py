@@ -166,6 +166,10 @@ def test_other_paths_are_what_a_shell_takes_them_for(tmp_path: Path, monkeypatch
         ("project: a\nseed: 1\nseed: 2\n", "a.yaml: not valid YAML in line 3: 'seed' stands twice; put both into one"),
         ("project: a\npretrain: {epochs: 3, epochs: 4}\n", "'epochs' stands twice"),
         ("project: &a [*a]\n", "a.yaml: not valid YAML: it is nested too deep, or contains itself"),
+        ("project: a\nruns:\n  off: {}\n", "in line 3: the name off is read as False; write it in quotes, 'off'"),
+        ("project: a\nruns: {null: {}}\n", "the name null is read as None; write it in quotes, 'null'"),
+        ("project: a\nruns: {1_0: {}}\n", "the name 1_0 is read as 10; write it in quotes, '1_0'"),
+        ("project: 2024-13-45\n", "a.yaml: not valid YAML: month must be in 1..12; write what is no date in quotes"),
     ],
 )
 def test_yaml_that_would_lose_something_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -173,6 +177,11 @@ def test_yaml_that_would_lose_something_is_refused(tmp_path: Path, text: str, wo
     with pytest.raises(UserError) as caught:
         load_experiment(tmp_path / "a.yaml")
     assert words in str(caught.value)
+
+
+def test_names_that_look_like_numbers_are_names() -> None:
+    text = "{2: {}, 1.0: {}, 1e3: {}, 2024-01-01: {}, 'on': {}, v1.0: {}}"
+    assert list(parse_yaml(text, "here")) == ["2", "1.0", "1e3", "2024-01-01", "on", "v1.0"]
 
 
 def test_a_date_is_a_name_and_merged_keys_may_be_overridden(tmp_path: Path) -> None:
