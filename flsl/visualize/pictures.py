@@ -132,23 +132,31 @@ def usage_chart(labels: Sequence[str], usages: Sequence[Usage], images: int) -> 
     """Draw how many patches each prototype has, most used first, of each encoder."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 4.2), dpi=110, layout="constrained")
+    # the key stands below, a line an encoder
+    figure = Figure(figsize=(8, 4 + 0.19 * len(labels)), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for label, usage in zip(labels, usages, strict=True):
         share = 100 * usage.counts.sort(descending=True).values.double() / usage.counts.sum()
         used = share[share > 0]
         text = f"{label}: {usage.used} of {len(usage.counts)} used, perplexity {usage.perplexity:.1f}"
-        axes.step(np.arange(1, len(used) + 1), used.numpy(), where="mid", label=text)
-    axes.axhline(100 / max(len(usage.counts) for usage in usages), color="grey", linestyle=":", label="even use")
+        # a single one makes no line
+        mark = "o" if len(used) == 1 else None
+        axes.step(np.arange(1, len(used) + 1), used.numpy(), where="mid", label=text, marker=mark)
+    for count in {len(usage.counts) for usage in usages}:
+        axes.axhline(100 / count, color="grey", linestyle=":")
+        at, place = (0.995, 100 / count), axes.get_yaxis_transform()
+        axes.annotate(f"even use of {count}", at, xycoords=place, ha="right", va="bottom", color="grey", fontsize=8)
     axes.set(
         xlabel="prototypes, most used first",
         ylabel="patches (%)",
         yscale="log",
         title=f"Use of the prototypes, {images} images",
     )
-    axes.legend(fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
+    figure.legend(fontsize=8, loc="outside lower left")
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     with Image.open(buffer) as image:

@@ -31,12 +31,12 @@ def sheet(
     """
     text, small, large = (ImageFont.load_default(size) for size in (_TEXT, _SMALL, _TITLE))
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    names = [_wrapped(label, text, pen, 170) for label, _ in rows]
+    names = [wrapped(label, text, pen, 170) for label, _ in rows]
     side = 2 * _GAP + max((round(pen.textlength(line, text)) for lines in names for line in lines), default=0)
     width = max(side + len(columns) * (cell + _GAP) + _GAP, 2 * _GAP + round(pen.textlength(title, large)))
-    notes = _wrapped(note, small, pen, max(width - 2 * _GAP, 320))
+    notes = wrapped(note, small, pen, max(width - 2 * _GAP, 320))
     width = max(width, 2 * _GAP + max(round(pen.textlength(line, small)) for line in notes))
-    heads = [_wrapped(label, text, pen, cell) for label in columns]
+    heads = [wrapped(label, text, pen, cell) for label in columns]
     line = _TEXT + 3
     body = 2 * _GAP + _TITLE + 6 + len(notes) * (_SMALL + 4) + _GAP + max(map(len, heads), default=0) * line + 4
     made = Image.new("RGB", (width, body + len(rows) * (cell + _GAP) + _GAP), "white")
@@ -64,10 +64,10 @@ def save(picture: Image.Image, path: Path) -> None:
         picture.save(temporary, format="PNG", optimize=True)
 
 
-def _wrapped(
+def wrapped(
     text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, pen: ImageDraw.ImageDraw, width: int
 ) -> list[str]:
-    """Break a text into lines of at most ``width`` pixels where its words allow."""
+    """Break a text into lines of at most ``width`` pixels; words, such as runs' names, only where they are longer."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -75,4 +75,13 @@ def _wrapped(
             lines.append(word)
         else:
             lines[-1] = longer
+        while (cut := _cut(lines[-1], font, pen, width)) < len(lines[-1]):
+            lines[-1:] = [lines[-1][:cut], lines[-1][cut:]]
     return lines
+
+
+def _cut(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, pen: ImageDraw.ImageDraw, width: int) -> int:
+    """Return how many letters of a word fit on a line: all, or those up to the last mark between its parts."""
+    fit = next((count for count in range(len(word), 1, -1) if pen.textlength(word[:count], font) <= width), 1)
+    mark = max(word.rfind(mark, 0, fit) for mark in "-_./=") + 1
+    return mark if mark and fit < len(word) else fit

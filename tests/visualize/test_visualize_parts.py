@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -25,9 +25,9 @@ from flsl.runtime.errors import UserError
 from flsl.visualize import choose
 from flsl.visualize.colours import align, as_rgb, colour, heat, principal_components, regrid, segment_colours
 from flsl.visualize.models import Looked
-from flsl.visualize.pictures import effective_keys, query_indices
+from flsl.visualize.pictures import effective_keys, query_indices, usage_chart
 from flsl.visualize.prototypes import Usage, count_usage
-from flsl.visualize.sheet import sheet
+from flsl.visualize.sheet import sheet, wrapped
 
 
 def test_components_are_those_of_scikit_learn_up_to_sign() -> None:
@@ -165,6 +165,29 @@ def test_sheet_has_room_for_all_words(tmp_path: Path) -> None:
     assert made.width > 300
     red = (np.asarray(made) == (255, 0, 0)).all(-1)
     assert red.sum() == 1600
+
+
+@pytest.mark.parametrize("text", ["epochs-2_head.layers-3_seed-1", "a " * 40, "W" * 50, "x", "", "i" * 9 + "_" * 40])
+def test_lines_are_no_wider_than_asked_and_lose_no_letter(text: str) -> None:
+    font, pen = ImageFont.load_default(14), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    lines = wrapped(text, font, pen, 144)
+    assert max(pen.textlength(line, font) for line in lines) <= 144
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+
+
+def test_names_are_broken_between_their_parts() -> None:
+    font, pen = ImageFont.load_default(14), ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    assert wrapped("epochs-2_head.layers-3, epoch 7", font, pen, 144) == ["epochs-2_head.", "layers-3, epoch 7"]
+
+
+def test_use_of_a_collapsed_encoder_is_seen() -> None:
+    none = torch.empty(0, 5)
+    usages = [Usage(torch.tensor(counts), none, none, none) for counts in ([9, 0, 0, 0, 0], [4, 3, 2, 1, 1])]
+    chart = np.asarray(usage_chart(["collapsed", "healthy"], usages, 1))
+    collapsed, healthy = ((chart == colour).all(-1) for colour in ([31, 119, 180], [255, 127, 14]))
+    # at the left of the panel, where the most used one has its place, and not in the key alone
+    assert collapsed[:380, :200].any()
+    assert healthy[:380, :200].any()
 
 
 def test_images_of_all_sizes_and_modes_are_seen(tmp_path: Path) -> None:
