@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flsl.report.ablations import AblationTable, Row, Spread, short
-from flsl.report.drawing import COLOURS, figure_files
+from flsl.report.drawing import COLOURS, LETTER, figure_files
 from flsl.runtime.ablations import value_text
 from flsl.runtime.compared import Headline
 from flsl.runtime.results import is_number
@@ -20,7 +20,6 @@ from flsl.runtime.results import is_number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LETTER = 0.06  # inches that a letter of 8 points takes
 _ROW = 50  # so many letters fit between the first and the last value of a panel
 _LINE, _BASE, _BEST, _LACKING = COLOURS[0], COLOURS[6], COLOURS[1], COLOURS[3]
 
@@ -51,8 +50,8 @@ def plot_ablation(found: AblationTable, outputs: Sequence[Path]) -> None:
     lines = max(1, math.ceil(len(heads) / columns))
     width = {"lines": 4.2, "map": 4.6, "bars": _bars_width(found)}[kind]
     height = 0.32 * len(found.rows) + 1.3 if kind == "bars" else 3.2
-    title = fill(f"ablation {found.ablation.name}", int(width * columns / _LETTER * 8 / 12))
-    key = _key(found, kind, int(width * columns / _LETTER))
+    title = fill(f"ablation {found.ablation.name}", int(width * columns / LETTER * 8 / 12))
+    key = _key(found, kind, int(width * columns / LETTER))
     # a line of each stands in the half inch
     more = 0.2 * title.count("\n") + 0.14 * key.count("\n")
     with figure_files((width * columns, max(2.4, height) * lines + 0.5 + more), outputs) as figure:
@@ -192,7 +191,7 @@ def _bars_width(found: AblationTable) -> float:
     """Return a panel's width, with room for bars between their names and figures."""
     names = max(len(_label(row)) for row in found.rows)
     figures = max((len(_figure(spread)) for row in found.rows for spread in row.figures.values()), default=0)
-    return min(6.0, max(4.6, 3.2 + _LETTER * (names + figures)))
+    return min(6.0, max(4.6, 3.2 + LETTER * (names + figures)))
 
 
 def _bars(axis: Axes, found: AblationTable, head: Headline) -> None:

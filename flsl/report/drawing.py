@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that is too pale on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
+LETTER = 0.06  # inches that a letter of 8 points takes
+
 
 @contextmanager
 def figure_files(size: tuple[float, float], outputs: Sequence[Path]) -> Iterator[Figure]:

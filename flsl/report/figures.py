@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flsl.report.drawing import COLOURS, figure_files
+from flsl.report.drawing import COLOURS, LETTER, figure_files
 from flsl.report.tables import best, check_some, more_is_better, reference
 from flsl.runtime.compared import headlines
 from flsl.runtime.errors import UserError, nearest
@@ -79,7 +79,9 @@ def plot_curves(project: Project, outputs: Sequence[Path], names: Sequence[str] 
     columns = min(4, math.ceil(math.sqrt(len(panels))))
     lines = math.ceil(len(panels) / columns)
     keyed = len(shown) if 1 < len(shown) <= _DISTINCT else 0
-    with figure_files((3.5 * columns, 2.4 * lines + 0.25 * math.ceil(keyed / 6) + 0.6), outputs) as figure:
+    # so many names stand side by side in the key, each behind its line
+    abreast = max(1, min(6, int(3.5 * columns / (LETTER * max(map(len, shown)) + 0.6))))
+    with figure_files((3.5 * columns, 2.4 * lines + 0.25 * math.ceil(keyed / abreast) + 0.6), outputs) as figure:
         one = f", run {shown[0]}" if len(shown) == 1 else ""
         figure.suptitle(f"FLSL pretraining: {project.name}{one}", fontsize=12)
         axes = figure.subplots(lines, columns, squeeze=False)
@@ -95,7 +97,8 @@ def plot_curves(project: Project, outputs: Sequence[Path], names: Sequence[str] 
                 axes.flat[0].plot([], [], label=name, **_style(place, len(shown)))[0]
                 for place, name in enumerate(shown)
             ]
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(6, keyed), frameon=False)
+            ncols = min(abreast, keyed)
+            figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False, fontsize=8)
         elif len(shown) > _DISTINCT:
             figure.supxlabel(f"{len(shown)} runs, from dark ({shown[0]}) to light ({shown[-1]})", fontsize=9)
 
@@ -115,7 +118,8 @@ def plot_bars(project: Project, outputs: Sequence[Path]) -> None:
     base = reference(project)
     lines = 1 if len(runs) > 12 else math.ceil(len(heads) / 4)
     columns = math.ceil(len(heads) / lines)
-    with figure_files((3.6 * columns + 1, (0.3 * len(runs) + 1.0) * lines + 0.8), outputs) as figure:
+    names = LETTER * max(len(_label(run)) for run in runs)
+    with figure_files((3.6 * columns + max(1.0, names), (0.3 * len(runs) + 1.0) * lines + 0.8), outputs) as figure:
         figure.suptitle(f"Headline figures: {project.name}", fontsize=12)
         axes = figure.subplots(lines, columns, squeeze=False, sharey=True, gridspec_kw={"wspace": 0.12})
         for axis, head in zip(axes.flat, heads, strict=False):
@@ -172,13 +176,16 @@ def _bars(axis: Axes, runs: list[Run], metric: str, base: Run | None) -> None:
         )
     if base is not None and metric in base.figures:
         axis.axvline(base.figures[metric], color="black", linestyle="--", linewidth=1)
-    names = [f"{run.name} (baseline)" if run.baseline else run.name for run in runs]
-    axis.set_yticks(range(len(runs)), names, fontsize=8)
+    axis.set_yticks(range(len(runs)), [_label(run) for run in runs], fontsize=8)
     axis.set_ylim(len(runs) - 0.4, -0.6)
     axis.set_xlim(0, 1.25 * max((value for value in values if value), default=1.0))
     axis.tick_params(axis="x", labelsize=8)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _label(run: Run) -> str:
+    return f"{run.name} (baseline)" if run.baseline else run.name
 
 
 def _style(place: int, count: int) -> dict[str, Any]:

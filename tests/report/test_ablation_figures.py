@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn import figure_of
 from made_results import Results, ablated, table_of
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -55,19 +57,8 @@ def test_figures_suit_what_is_varied(tmp_path: Path, ablation: dict[str, Any], k
 
 
 def drawn(results: Results, folder: Path) -> Figure:
-    """Return the figure of the ablation ``a`` as it is laid out when it is written."""
-    figures: list[Figure] = []
-    write_figure = Figure.savefig
-
-    def keep(figure: Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(figure)
-        write_figure(figure, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", keep)
-        plot_ablation(table_of(results), [folder / "figure.png"])
-    figures[0].draw_without_rendering()
-    return figures[0]
+    """Return the figure of the ablation ``a``."""
+    return figure_of(partial(plot_ablation, table_of(results)), folder)
 
 
 def boxes(texts: Iterable[Text]) -> list[Bbox]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn import figure_of
 from made_results import Results, demo, experiment
 from PIL import Image
 
 from flsl.cli import main
-from flsl.report.figures import _curve, _style
+from flsl.report.figures import _curve, _style, plot_bars, plot_curves
 from flsl.runtime.results import read_project
 
 
@@ -106,6 +108,26 @@ def test_runs_are_told_apart_by_colour_and_line() -> None:
     styles = {json.dumps(_style(place, 28)) for place in range(28)}
     assert len(styles) == 28
     assert len({str(_style(place, 60)["color"]) for place in range(60)}) == 60
+
+
+@pytest.mark.parametrize("name", ["r-{}", "epochs-100_prototypes-1024_seed-{}", "linear.learning_rates" * 4 + "-{}"])
+def test_names_of_any_length_fit(tmp_path: Path, name: str) -> None:
+    names = {name.format(n): {"seed": n} for n in range(8)}
+    results = Results(tmp_path, experiment(runs=names))
+    for run in names:
+        results.pretrained(run, range(1, 21))
+        results.stage(run, "knn", {"knn/top1@20": 40.0})
+        results.stage(run, "linear", {"linear/top1": 50.0})
+    project = read_project(results.folder)
+    curves = figure_of(partial(plot_curves, project), tmp_path)
+    (key,) = curves.legends
+    assert {text.get_text() for text in key.get_texts()} == set(names)
+    box, whole = key.get_window_extent(), curves.bbox
+    assert whole.x0 <= box.x0 <= box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 <= box.y1 <= min(axis.get_tightbbox().y0 for axis in curves.axes if axis.lines)
+    for axis in figure_of(partial(plot_bars, project), tmp_path).axes:
+        longest = max(bar.get_window_extent().x1 for bar in axis.patches)
+        assert longest < min(figure.get_window_extent().x0 for figure in axis.texts)
 
 
 def test_many_runs_fit(tmp_path: Path) -> None:
