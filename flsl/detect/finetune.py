@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from flsl.config.compute import ComputeSettings
-from flsl.config.detect import DetectionSettings, RecipeSettings
+from flsl.config.detect import DetectionSettings, DetectorSettings, RecipeSettings
 from flsl.data.order import Order
 from flsl.detect.coco_eval import evaluate
 from flsl.detect.coco_files import Annotations, Record
@@ -71,7 +71,8 @@ class Task:
         """All that the weights depend on."""
         return {
             "engine": self.settings.engine,
-            "model": self.settings.model.plain(),
+            # whatever they are: checkpoints with their defaults, as most have them, keep their identity
+            "model": self.settings.model.plain() | {name: _DEFAULTS[name] for name in _NOT_WEIGHTS},
             "recipe": {k: v for k, v in self.recipe.plain().items() if k not in _NOT_TRAINING},
             "seed": self.seed,
             "data": [self.train.digest, *self.content],
@@ -84,6 +85,8 @@ LOSSES = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "mask")
 CALMER = "lower the learning_rate, lengthen warmup_steps, or set precision=float32"
 """What may help where a training diverges."""
 _WRITTEN = ("history.jsonl", "model.pth", "detections.json", "metrics.json")
+_NOT_WEIGHTS = ("activation_checkpointing", "proposals_test", "detections", "score_threshold")
+_DEFAULTS = DetectorSettings().plain()
 _NOT_TRAINING = ("evaluate_every", "images_shown", "test_batch_size", "test_short_side")
 
 

@@ -185,6 +185,12 @@ def test_all_that_the_weights_depend_on_tells_checkpoints_apart(tiny: Path) -> N
     assert len({json.dumps(one.identity, sort_keys=True) for one in (task, *others)}) == 7
     watched = settings.coco.model_copy(update={"evaluate_every": 5, "images_shown": 9})
     assert replace(task, recipe=watched).identity == task.identity
+    looser = settings.model.model_copy(
+        update={"score_threshold": 0.3, "detections": 7, "proposals_test": 9, "activation_checkpointing": True}
+    )
+    assert replace(task, settings=settings.model_copy(update={"model": looser})).identity == task.identity
+    deeper = settings.model.model_copy(update={"mask_convs": 9})
+    assert replace(task, settings=settings.model_copy(update={"model": deeper})).identity != task.identity
 
 
 def test_schedule_and_groups() -> None:
