@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # and threads that never spin are late for the next small operation; a short spin costs neither
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    args = build_parser().parse_args(argv)
+    args = _parse(argv)
     try:
         args.run(args)
     except UserError as error:
@@ -70,6 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         why = "a loading process was killed (out of memory?); try a smaller compute.workers"
         return _tell(f"error: {why}; the same command goes on from what was saved", 2)
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; settings may stand on both sides of an option, which argparse takes amiss."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and hasattr(args, "overrides") and not any(word.startswith("-") or "=" not in word for word in rest):
+        args.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _tell(line: str, code: int) -> int:

@@ -62,10 +62,9 @@ def check(model: type[Model], data: Mapping[str, Any], source: str, overridden: 
         return model.model_validate_json(json.dumps(numbers(dict(data))))
     except ValidationError as error:
         where, what = _explain(error, model)
-        said = next((name for name in overridden if where == name or where.startswith(f"{name}.")), None)
-        raise UserError(
-            f"{source if said is None else 'the command line'}: {where}: {what}".replace(": : ", ": ")
-        ) from None
+        # an unknown section stands above the setting that was named
+        said = any(f"{name}.".startswith(f"{where}.") or where.startswith(f"{name}.") for name in overridden)
+        raise UserError(f"{'the command line' if said else source}: {where}: {what}".replace(": : ", ": ")) from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{source}: {error}; settings are numbers, strings, lists and mappings") from None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from PIL import Image
 
 from flsl.cli import main
@@ -142,6 +143,10 @@ CASES: dict[str, tuple[Make, str]] = {
     "bool for number": (config("{project: a, seed: true}"), "seed: input should be a valid integer, not true"),
     "out of range": (config("{project: a, pretrain: {views: {jitter: 1.5}}}"), "less than or equal to 1, not 1.5"),
     "not finite": (config("project: a", "pretrain.learning_rate=.inf"), "input should be a finite number"),
+    "unknown section": (
+        config("project: a", "pretrian.epochs=3"),
+        "the command line: pretrian: unknown setting (did you mean 'pretrain'?)",
+    ),
     "empty list": (config("project: a", "knn.k=[]"), "the command line: knn.k: list should have at least 1 item"),
     "range upside down": (config("project: a", "pretrain.views.local_scale=[0.4,0.1]"), "write [0.1, 0.4]"),
     "size and patch": (
@@ -263,6 +268,18 @@ def test_usage_errors_have_exit_code_2_too(capsys: pytest.CaptureFixture[str]) -
         main(["pretrian"])
     assert stop.value.code == 2
     assert "invalid choice: 'pretrian'" in capsys.readouterr().err
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("{project: a, data: {images: {root: images}}, stages: []}")
+    assert main(["config", "seed=1", "--config", str(tmp_path / "a.yaml"), "seed=2", "pretrain.epochs=7"]) == 0
+    written = yaml.safe_load(capsys.readouterr().out)
+    assert (written["seed"], written["pretrain"]["epochs"]) == (2, 7)
+    for wrong in ("--sed=3", "epochs"):
+        with pytest.raises(SystemExit) as caught:
+            main(["config", "seed=1", "--config", str(tmp_path / "a.yaml"), "seed=2", wrong])
+        assert caught.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
 
 
 def test_folder_without_permission_is_one_line(tmp_path: Path) -> None:
