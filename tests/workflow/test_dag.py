@@ -394,3 +394,6 @@ def test_settings_of_the_command_line_keep_their_types(tmp_path: Path) -> None:
     result = snakemake(tmp_path, "--dry-run", "--config", "knn={k: [2, 4], temperature: 0.1}", "tracking={live: false}")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Job stats:" in result.stdout + result.stderr
+    result = snakemake(tmp_path, "--dry-run", "--config", "knn={temprature: 0.1}")
+    wrong = "the command line: knn.temprature: unknown setting (did you mean 'temperature'?)"
+    assert wrong in result.stdout + result.stderr

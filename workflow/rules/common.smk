@@ -25,7 +25,7 @@ from flsl.runtime.ablations import ablation_names
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import sha256_json, sha256_of_input, write_text
 from flsl.runtime.planned import PLANNED, Planned
-from flsl.runtime.results import run_folders
+from flsl.runtime.results import flat, run_folders
 from flsl.video.sequences import sequence_names
 
 # settings of --config change the demo; a --configfile would be laid over it, and must not inherit from it
@@ -57,7 +57,8 @@ try:
     for path in map(Path, workflow.configfiles):
         # snakemake's reader drops the first of two equal keys without a word
         parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE))
+    said = flat(dict(workflow.config_settings.config))
+    EXPERIMENT = check(Experiment, compose(config, SOURCE), str(SOURCE), said)
     PLAN = check_whole(EXPERIMENT)
     RESOLVED = {name: run.settings for name, run in PLAN.runs.items()}
     RESOLVED |= dict.fromkeys(EXPERIMENT.baselines, resolve(EXPERIMENT, {}, "baselines"))
