@@ -391,7 +391,8 @@ def test_numbers_in_quotes_are_strings(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_command_line_keep_their_types(tmp_path: Path) -> None:
-    result = snakemake(tmp_path, "--dry-run", "--config", "knn={k: [2, 4], temperature: 0.1}", "tracking={live: false}")
+    words = ("linear={flip: False}", "tracking={live: false, uri: ~}", "visualize={size: Null}")
+    result = snakemake(tmp_path, "--dry-run", "--config", "knn={k: [2, 4], temperature: 0.1}", *words)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Job stats:" in result.stdout + result.stderr
     result = snakemake(tmp_path, "--dry-run", "--config", "knn={temprature: 0.1}")

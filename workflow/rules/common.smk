@@ -46,7 +46,8 @@ def typed(value):
         return {name: typed(item) for name, item in value.items()}
     if isinstance(value, list):
         return [typed(item) for item in value]
-    plain = isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|true|false|null", value)
+    number, word = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", r"(?i:true|false|null)|~"
+    plain = isinstance(value, str) and re.fullmatch(f"{number}|{word}", value)
     return yaml.safe_load(value) if plain else value
 
 
