@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 Colours = NDArray[np.uint8]
+Number = TypeVar("Number", np.int64, np.float64)
 _GOLDEN = 0.618034
 
 
@@ -38,12 +40,11 @@ def align(parts: NDArray[np.float64], to: NDArray[np.float64]) -> NDArray[np.flo
     """Reorder and mirror components so that each resembles one of another encoder's: like features, like colours.
 
     Args:
-        parts: (images, N, 3); another number of patches than in ``to`` is left as it is.
-        to: (images, M, 3).
+        parts: (images, N, 3).
+        to: (images, M, 3), M patches of the same images.
     """
-    if parts.shape != to.shape:
-        return parts
-    flat, reference = parts.reshape(-1, 3), to.reshape(-1, 3)
+    near = np.stack([regrid(parts[..., one], to.shape[1]) for one in range(3)], -1)
+    flat, reference = near.reshape(-1, 3), to.reshape(-1, 3)
     norms = np.linalg.norm(flat, axis=0)[:, None] * np.linalg.norm(reference, axis=0)[None]
     cosines = flat.T @ reference / np.maximum(norms, 1e-12)
     own, theirs = linear_sum_assignment(-np.abs(cosines))
@@ -102,7 +103,7 @@ def _follow(own: NDArray[np.int64], base: NDArray[np.int64], slots: dict[int, in
     return taken | {name: len(slots) + place for place, name in enumerate(left)}
 
 
-def regrid(patches: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def regrid(patches: NDArray[Number], count: int) -> NDArray[Number]:
     """Sample a square grid of patches (images, g · g) at the centres of another one with ``count`` patches."""
     before, after = (round(number**0.5) for number in (patches.shape[1], count))
     near = ((np.arange(after) + 0.5) * before / after).astype(int)

@@ -48,6 +48,9 @@ def test_components_are_those_of_scikit_learn_up_to_sign() -> None:
 def test_aligned_components_undo_orders_and_signs(order: list[int], signs: list[int], seed: int) -> None:
     parts = np.random.default_rng(seed).standard_normal((2, 16, 3))
     np.testing.assert_allclose(align(parts[..., order] * signs, parts), parts)
+    # those of an encoder with larger patches, too
+    coarse = parts.reshape(2, 4, 4, 3)[:, 1::2, 1::2].reshape(2, 4, 3)
+    np.testing.assert_allclose(align(parts[..., order] * signs, coarse), parts)
 
 
 def test_components_of_constant_features_are_colours_all_the_same() -> None:
