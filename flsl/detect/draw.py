@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as coco_mask
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -30,6 +31,7 @@ _COLOURS = (
 )
 
 _LIKELY, _BEST = 0.3, 3
+_SIDE = 480  # pixels that an image's longer side has at least, so that words find room
 
 
 def draw_predictions(truth: Annotations, results: list[Record], images: Path, folder: Path, count: int) -> list[Path]:
@@ -57,8 +59,11 @@ def draw_predictions(truth: Annotations, results: list[Record], images: Path, fo
 
 
 def _drawn(image: Tensor, entries: list[Record], truth: Annotations) -> Tensor:
+    """Return an image (3, height, width), 8-bit, with boxes, names and masks; whole times as large if it is small."""
     height, width = image.shape[1:]
-    boxes, names, colours, masks = [], [], [], []
+    scale = math.ceil(_SIDE / max(height, width))
+    boxes: list[list[float]] = []
+    names, colours, masks = [], [], []
     order = sorted(truth.categories)
     for entry in entries:
         x, y, w, h = entry["bbox"]
@@ -77,6 +82,21 @@ def _drawn(image: Tensor, entries: list[Record], truth: Annotations) -> Tensor:
     if masks:
         stacked = torch.stack([mask for mask, _ in masks])
         image = draw_segmentation_masks(image, stacked, alpha=0.5, colors=[colour for _, colour in masks])
-    if boxes:
-        image = draw_bounding_boxes(image, torch.tensor(boxes), names, colors=colours, width=max(1, width // 400))
-    return image
+    image = image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    if not boxes:
+        return image
+    corners = scale * torch.tensor(boxes)
+    image = draw_bounding_boxes(image, corners, colors=colours, width=max(1, image.shape[2] // 400))
+    return _named(image, corners, names, colours)
+
+
+def _named(image: Tensor, corners: Tensor, names: list[str], colours: list[str]) -> Tensor:
+    """Write each box's name at its upper left corner, or as far left and up of that as it takes to be on the image."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    for (left, top, *_), name, colour in zip(corners.tolist(), names, colours, strict=True):
+        _, _, width, height = pen.textbbox((0, 0), name, font)
+        place = (max(0, min(left + 1, picture.width - width - 2)), max(0, min(top + 1, picture.height - height - 2)))
+        pen.rectangle(pen.textbbox(place, name, font), fill="black")
+        pen.text(place, name, colour, font)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
