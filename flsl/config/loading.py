@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from flsl.config.base import as_a_shell_does
 from flsl.config.checking import check, numbers, set_dotted
 from flsl.config.experiment import Experiment
 from flsl.config.sweep import plan, resolve
@@ -127,7 +128,11 @@ def compose(data: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = ()) -
         return data
     if not isinstance(base, str):
         raise UserError(f"{path}: extends names one YAML file, not {_kind(base)}")
-    return merge(read_yaml(path.parent / base, chain), data)
+    try:
+        extended = path.parent / as_a_shell_does(base)
+    except ValueError as error:
+        raise UserError(f"{path}: extends: {error}") from None
+    return merge(read_yaml(extended, chain), data)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

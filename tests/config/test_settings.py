@@ -158,6 +158,11 @@ def test_other_paths_are_what_a_shell_takes_them_for(tmp_path: Path, monkeypatch
     }
     assert found["data"]["images"]["pack"] == "/home/me/packed"
     assert found["baselines"]["mine"]["checkpoint"] == "/home/me/mine.pth"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "below").mkdir()
+    assert load_experiment(write(tmp_path / "below/b.yaml", {"extends": "~/a.yaml"})).project == "a"
+    with pytest.raises(UserError, match=r"c\.yaml: extends: '~nobody-here/a\.yaml' begins with the home folder of no"):
+        load_experiment(write(tmp_path / "c.yaml", {"extends": "~nobody-here/a.yaml"}))
 
 
 @pytest.mark.parametrize(
