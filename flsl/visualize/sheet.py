@@ -83,5 +83,5 @@ def wrapped(
 def _cut(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, pen: ImageDraw.ImageDraw, width: int) -> int:
     """Return how many letters of a word fit on a line: all, or those up to the last mark between its parts."""
     fit = next((count for count in range(len(word), 1, -1) if pen.textlength(word[:count], font) <= width), 1)
-    mark = max(word.rfind(mark, 0, fit) for mark in "-_./=") + 1
+    mark = max(word.rfind(mark, 0, fit) for mark in "-_/=") + 1
     return mark if mark and fit < len(word) else fit
