@@ -20,6 +20,7 @@ from flsl.launch.queue import run
 from flsl.launch.work import for_detection, in_words_of_detection
 from flsl.runtime.compiler import hindrance
 from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import writing
 from flsl.runtime.progress import counted
 
 _COMMANDS = ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel")
@@ -68,7 +69,7 @@ def examine(experiment: Experiment, job: bool = True) -> Iterator[Finding]:
     for name, check in checks:
         try:
             yield from check(experiment)
-        except UserError as error:
+        except (UserError, ImportError, OSError) as error:
             yield Finding("FAIL", name, str(error))
 
 
@@ -80,7 +81,7 @@ def _python(experiment: Experiment) -> Iterator[Finding]:
 def _torch(experiment: Experiment) -> Iterator[Finding]:
     try:
         facts = torch_facts()
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # a missing library is an OSError
         yield Finding("FAIL", "torch", f"cannot be imported ({error}); install the package again")
         return
     yield Finding("ok", "torch", f"{facts['torch']}; on this machine {_devices(facts)}")
@@ -236,7 +237,9 @@ def _request(experiment: Experiment) -> Iterator[Finding]:
 
 def _judge_request(experiment: Experiment, what: str) -> Finding:
     request.check_request(experiment)
-    code, _, error = run(["sbatch", "--test-only", *request.arguments(experiment, _JOB), "--wrap", "true"])
+    command = ["sbatch", "--test-only", *request.arguments(experiment, _JOB), "--wrap", "true"]
+    with request.outside_of_jobs():
+        code, _, error = run(command)
     said = error.splitlines()[-1].removeprefix("sbatch: ") if error else ""
     if code:
         return Finding("FAIL", "request", f"sbatch would refuse the {what}: {said}")
@@ -247,13 +250,16 @@ def _judge_request(experiment: Experiment, what: str) -> Finding:
 
 def _node(experiment: Experiment) -> Iterator[Finding]:
     folder = Path(experiment.results).absolute() / f".doctor-{secrets.token_hex(4)}"
-    folder.mkdir(parents=True)
+    with writing(folder):
+        folder.mkdir(parents=True)
     try:
         token = secrets.token_hex(8)
         (folder / "question").write_text(token, encoding="utf-8")
         command = ["srun", *request.arguments(experiment, _JOB, tiny=True), "--quiet"]
-        command += [sys.executable, "-m", "flsl.doctor", str(folder)]
-        code, out, error = run(command, _JOB_SECONDS)
+        look = [sys.executable, "-m", "flsl.doctor", str(folder)]
+        command += request.after_setup(experiment.cluster, look, strict=False)
+        with request.outside_of_jobs():
+            code, out, error = run(command, _JOB_SECONDS)
         if code == 124:
             yield Finding("warn", "compute node", f"a tiny job was not done within {_JOB_SECONDS:g} s (queue full?)")
             return

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_slurm import command
 
+from flsl import doctor
 from flsl.config.checking import check
 from flsl.config.experiment import Experiment
-from flsl.doctor import checkpoints_bytes, judge_devices
+from flsl.doctor import checkpoints_bytes, examine, judge_devices
 
 SMALL = {"encoder": {"width": 32, "depth": 1, "heads": 2}, "prototypes": 16, "head": {"hidden": 16}}
 
@@ -44,3 +48,49 @@ def test_fewer_gpus_than_a_cluster_is_asked_for_hinder_no_workflow(
     found = list(judge_devices(check(Experiment, plain, "test"), facts, "torch"))
     assert [finding.level for finding in found] == ([level] if level else [])
     assert all(finding.text.startswith(says) for finding in found)
+
+
+def findings(**settings: Any) -> dict[str, str]:
+    """Examine with SLURM's commands that say nothing but yes; what is found by check."""
+    plain = {"project": "a", "pretrain": SMALL, **settings}
+    found = examine(check(Experiment, {**plain, "cluster": {"kind": "slurm", **settings.get("cluster", {})}}, "test"))
+    return {finding.check: f"{finding.level} {finding.text}" for finding in found}
+
+
+@pytest.fixture
+def commands(slurm: Path) -> Path:
+    for name in ("sbatch", "srun", "squeue", "sacct", "scontrol", "scancel"):
+        command(slurm, name)
+    return slurm
+
+
+def test_slurm_is_asked_as_a_submitted_job_will_ask_it(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "3")  # an interactive shell on a node
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    findings(results=str(tmp_path), cluster={"setup": ["module load gcc"]})
+    assert not (commands / "sbatch.env").read_text() + (commands / "srun.env").read_text()
+    said = (commands / "calls").read_text()
+    assert said.count("--account=mine") == 2
+    # the compiler that is looked for may come with it
+    assert "eval 'module load gcc'" in said
+
+
+def test_a_check_that_cannot_be_made_is_a_line_and_stops_no_other(
+    commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    found = findings(results=str(tmp_path / "file"))
+    assert found["compute node"].startswith(f"FAIL {tmp_path}/file/.doctor-")
+    assert "a file stands where a folder is needed" in found["compute node"]
+
+    def missing() -> None:
+        raise OSError("libcudart.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(doctor, "torch_facts", missing)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = findings(results=str(tmp_path))
+    assert found["torch"].startswith("FAIL cannot be imported (libcudart.so.12")
+    assert found["results"].startswith("FAIL ")
+    assert found["slurm"].startswith("ok ")

@@ -47,9 +47,9 @@ class ClusterSettings(ShapeSettings):
     detection: DetectionShapeSettings = Field(
         DetectionShapeSettings(), description="Shape of the jobs that train detectors (COCO and UAVDT)."
     )
-    partition: Name | None = Field(None, description="Partition; null leaves it to the site.")
-    account: Name | None = Field(None, description="Account; null leaves it to the site.")
-    qos: Name | None = Field(None, description="Quality of service; null leaves it to the site.")
+    partition: Name | None = Field(None, description="Partition; null leaves it to SBATCH_PARTITION or the site.")
+    account: Name | None = Field(None, description="Account; null leaves it to SBATCH_ACCOUNT or the site.")
+    qos: Name | None = Field(None, description="Quality of service; null leaves it to SBATCH_QOS or the site.")
     constraint: Name | None = Field(None, description="Features that the nodes must have, as sbatch's --constraint.")
     extra: dict[str, str | int | bool] = Field(
         {}, description="Further parameters of sbatch by long name, e.g. `{exclude: node7, exclusive: true}`."

@@ -18,7 +18,10 @@ from pathlib import Path
 
 from flsl.runtime.errors import UserError
 from flsl.runtime.lock import locked
+from flsl.runtime.outputs import sha256_json
 
+WHICH_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
+"""Variables by which SLURM's commands know the cluster that they ask."""
 _FORGOTTEN = 120.0
 """Seconds after which nobody asks any more for a job whose waiting process is gone."""
 GOING_ON = {
@@ -187,7 +190,10 @@ def _fields(text: str, count: int) -> Iterable[list[str]]:
 
 
 def _own_folder() -> Path:
-    folder = Path(tempfile.gettempdir()) / f"flsl-queue-{os.getuid()}"
+    # numbers of jobs mean nothing on another cluster, which a login node may serve as well
+    cluster = [os.environ.get(name, "") for name in WHICH_CLUSTER]
+    key = f"-{sha256_json(cluster)[:8]}" if any(cluster) else ""
+    folder = Path(tempfile.gettempdir()) / f"flsl-queue-{os.getuid()}{key}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o022:

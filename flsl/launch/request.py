@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flsl.config.cluster import ClusterSettings
 from flsl.config.experiment import Experiment
-from flsl.launch.queue import run
+from flsl.launch.queue import WHICH_CLUSTER, run
 from flsl.launch.task import Task
 from flsl.runtime.errors import UserError, nearest
 
@@ -61,6 +64,29 @@ def processes(experiment: Experiment) -> int:
     return experiment.cluster.nodes * tasks_per_node(experiment)
 
 
+def asked_for(settings: ClusterSettings, name: str) -> str | None:
+    """Return the partition, account, QOS or constraint that is asked for.
+
+    Where ``cluster`` leaves it open, sbatch's own variable counts, which many users set in their shell.
+    """
+    value: str | None = getattr(settings, name) or os.environ.get(f"SBATCH_{name.upper()}")
+    return value
+
+
+@contextlib.contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Let SLURM's commands see no job around them, whose shape they would inherit; they ask the same cluster as ever.
+
+    ``flsl`` may be called in an interactive shell on a node.
+    """
+    from submitit.helpers import clean_env
+
+    cluster = {name: os.environ[name] for name in WHICH_CLUSTER if name in os.environ}
+    with clean_env():
+        os.environ.update(cluster)
+        yield
+
+
 def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dict[str, Any]:
     """Return the parameters for ``AutoExecutor.update_parameters``."""
     settings, gpus, tasks = experiment.cluster, gpus_per_node(experiment), tasks_per_node(experiment)
@@ -76,10 +102,7 @@ def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dic
         "job_name": job_name,
         "cpus_per_task": settings.cpus_per_task,
         "mem": f"{round(settings.memory_gb * 1024)}MB" if settings.memory_gb is not None else None,
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "constraint": settings.constraint,
+        **{name: asked_for(settings, name) for name in ("partition", "account", "qos", "constraint")},
         "signal_delay_s": settings.signal_seconds,
         "setup": settings.setup or None,
         # a rank that ends with an error ends the others, which would wait for it until the time limit
@@ -138,16 +161,16 @@ def submit(kind: str, experiment: Experiment, task: Task, job_name: str, folder:
         return _submit_detached(parameters, task, folder, experiment.cluster)
     check_request(experiment)
     import submitit
-    from submitit.helpers import clean_env
 
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=experiment.cluster.requeues)
     executor.update_parameters(**parameters)
-    # within another job (an interactive shell on a node), its shape would be inherited
-    with clean_env():
+    with outside_of_jobs():
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's words, too
                 return str(executor.submit(task).job_id)
         except submitit.core.utils.FailedJobError as error:
+            # the job is in the queue where sbatch has only given up to wait for an answer; nobody would know of it
+            run(["scancel", f"--name={job_name}"])
             raise UserError(_refusal(str(error))) from None
 
 
@@ -161,9 +184,10 @@ def check_request(experiment: Experiment) -> None:
     partitions = read_partitions()
     if not partitions:
         return
+    partition = asked_for(settings, "partition")
     named = (
-        settings.partition.split(",")
-        if settings.partition
+        partition.split(",")
+        if partition
         else [name for name, facts in partitions.items() if facts.get("Default") == "YES"]
     )
     problems = []
@@ -189,10 +213,13 @@ def read_partitions() -> dict[str, dict[str, str]]:
 
 def _too_much(settings: ClusterSettings, name: str, facts: dict[str, str]) -> str | None:
     """Say what of the request the partition cannot grant."""
-    most = [int(facts[key]) for key in ("TotalNodes", "MaxNodes") if facts.get(key, "").isdigit()]
+    # a QOS may have been given flags that lift the partition's limits
+    lifted = bool(asked_for(settings, "qos") or settings.extra.get("qos"))
+    limits = ("TotalNodes",) if lifted else ("TotalNodes", "MaxNodes")
+    most = [int(facts[key]) for key in limits if facts.get(key, "").isdigit()]
     if most and settings.nodes > min(most):
         return f"cluster.nodes: {settings.nodes} are more than the {min(most)} of partition '{name}'"
-    limit = minutes_of(facts.get("MaxTime", ""))
+    limit = None if lifted else minutes_of(facts.get("MaxTime", ""))
     if limit is not None and settings.minutes > limit:
         return f"cluster.minutes: {settings.minutes} are more than the {limit} that partition '{name}' allows"
     if facts.get("State", "UP") in ("DOWN", "DRAIN", "INACTIVE"):
@@ -211,20 +238,32 @@ def minutes_of(text: str) -> int | None:
 
 def _refusal(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    first = lines[0] if lines else "no reason told"
+    # a site's own remarks may come before
+    first = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason told")
     reason = re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", first)
     setting = next((name for sign, name in _SETTING_OF if sign in reason.lower()), "cluster")
     return f"{setting}: sbatch refuses the job: {reason}"
+
+
+def after_setup(settings: ClusterSettings, command: list[str], strict: bool) -> list[str]:
+    """Return a command that runs those of ``cluster.setup`` first, whose output goes to standard error.
+
+    Args:
+        settings: with the commands to run first.
+        command: what takes the shell's place afterwards, so that its number is the one to signal.
+        strict: whether one that fails ends all; in a job's script on SLURM it does not.
+    """
+    if not settings.setup:
+        return command
+    lines = [f"eval {shlex.quote(line)}{' || exit' if strict else ''}" for line in settings.setup]
+    return ["bash", "-c", "\n".join(["{", *lines, "} >&2", 'exec "$@"']), "bash", *command]
 
 
 def _submit_detached(parameters: dict[str, Any], task: Task, folder: Path, settings: ClusterSettings) -> str:
     """Start a job on this machine in a session of its own, which neither Ctrl-C nor a closing terminal ends."""
     folder.mkdir(parents=True, exist_ok=True)
     asked = {"parameters": parameters, "task": asdict(task), "folder": str(folder), "requeues": settings.requeues}
-    command = [sys.executable, "-m", "flsl.launch.detached"]
-    if settings.setup:
-        # the job's first process takes the shell's place, so that its number is the one to signal
-        command = ["bash", "-c", "{ " + " && ".join(settings.setup) + '; } >&2 && exec "$@"', "bash", *command]
+    command = after_setup(settings, [sys.executable, "-m", "flsl.launch.detached"], strict=True)
     started = subprocess.run(
         command,
         input=json.dumps(asked),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from fake_slurm import command
 
 from flsl.config.cluster import ClusterSettings
 from flsl.config.compute import ComputeSettings
@@ -31,22 +31,6 @@ PartitionName=main Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP Tot
 PartitionName=short Default=NO MaxNodes=1 MaxTime=1-00:30:00 State=UP TotalNodes=3 TRES=cpu=12
 PartitionName=old Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED State=DOWN TotalNodes=3 TRES=cpu=12
 """
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder before all others on PATH, for commands that say what SLURM's would; each call is a line in `calls`."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
-
-
-def command(folder: Path, name: str, text: str, code: int = 0) -> None:
-    (folder / f"{name}.txt").write_text(text)
-    path = folder / name
-    path.write_text(f'#!/bin/sh\necho "{name} $@" >> {folder}/calls\ncat {folder}/{name}.txt\nexit {code}\n')
-    path.chmod(0o755)
 
 
 def test_squeue_knows_the_live_and_sacct_the_forgotten(slurm: Path) -> None:
