@@ -93,12 +93,12 @@ def last_step(history: Path) -> dict[str, Any] | None:
 
 
 def tail(path: Path, count: int) -> list[str]:
-    """Return the last lines of a file; none where there is no such file."""
+    """Return the last lines of a file; none where it cannot be read: a network file system may lose it meanwhile."""
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - _TAIL))
             text = stream.read().decode("utf-8", "replace")
-    except FileNotFoundError:
+    except OSError:
         return []
     return text.splitlines()[-count:]

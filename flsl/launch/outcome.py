@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,8 @@ from flsl.config.cluster import ClusterSettings
 from flsl.launch.live import tail
 from flsl.launch.queue import JobState, cancelled_by
 from flsl.launch.task import error_path
+from flsl.runtime.attempts import read_attempts
+from flsl.runtime.outputs import writing
 
 _MEMORY = re.compile(r"oom[-_ ]kill|Exceeded job memory limit|exceeded memory limit|out of memory", re.IGNORECASE)
 
@@ -61,12 +64,24 @@ def judge(folder: Path, job_id: str, tasks: int, state: JobState, settings: Clus
         error = own[0]
         kind = "" if error["user"] else f"{error['kind']}: "
         return Outcome("failed", f"{name}: rank {error['rank']} on {error['host']}: {kind}{error['message']}", log)
+    began = any(attempt.get("job_id") == job_id for attempt in read_attempts(folder.parent))
+    if state.state == "FAILED" and not errors and not began:
+        why = f"do the commands of cluster.setup work there, and do its nodes see {folder} and {sys.executable}?"
+        return Outcome("failed", f"{name} failed before it began: {why}", log)
     if state.state == "TIMEOUT":
         return Outcome("lost", f"{name} met its time limit before it had saved (cluster.signal_seconds)", log)
     if errors:
         gone = sorted(set(range(tasks)) - {error["rank"] for error in errors})
         return Outcome("lost", f"{name} lost rank {', '.join(map(str, gone)) or '?'} ({state.state})", log)
     return Outcome("lost", f"{name} ended without a result ({state.state})", log)
+
+
+def forget_ended(folder: Path) -> None:
+    """Remove what earlier jobs have left of how they ended: a number may come again, on this machine and on SLURM."""
+    for pattern in ("*_result.pkl", "*_error.json"):
+        for left in folder.glob(pattern):
+            with writing(left):
+                left.unlink(missing_ok=True)
 
 
 def read_errors(folder: Path, job_id: str, tasks: int) -> list[dict[str, Any]]:

@@ -147,10 +147,16 @@ def ask(jobs: Sequence[str]) -> dict[str, JobState] | None:
 
 
 def find_by_name(name: str) -> str | None:
-    """Return the number of the user's job of that name, or ``None``."""
-    code, out, _ = run(["squeue", "--noheader", "--me", "--states=all", f"--name={name}", "--format=%A"])
+    """Return the number of the user's job of that name, or ``None``.
+
+    Raises:
+        UserError: when SLURM does not answer: there may be one.
+    """
+    code, out, error = run(["squeue", "--noheader", "--me", "--states=all", f"--name={name}", "--format=%A"])
+    if code:
+        raise UserError(f"SLURM does not say whether job '{name}' is queued or running ({error}); try again later")
     found = out.split()
-    return found[-1] if code == 0 and found else None
+    return found[-1] if found else None
 
 
 def cancelled_by(job_id: str) -> str:
@@ -160,9 +166,10 @@ def cancelled_by(job_id: str) -> str:
     return f"by user {words[2]}" if words[:2] == ["CANCELLED", "by"] and len(words) > 2 else ""
 
 
-def cancel(job_id: str) -> None:
-    """Cancel a job."""
-    run(["scancel", job_id])
+def cancel(job_id: str) -> str:
+    """Cancel a job; return why it is refused, or an empty text."""
+    code, _, error = run(["scancel", job_id])
+    return (error or "no reason told") if code else ""
 
 
 def run(command: list[str], timeout: float = 60.0) -> tuple[int, str, str]:

@@ -14,9 +14,9 @@ from flsl.config.cluster import ClusterSettings
 from flsl.config.experiment import Experiment
 from flsl.launch import request
 from flsl.launch.live import Live, tail
-from flsl.launch.outcome import Outcome, log_path
+from flsl.launch.outcome import Outcome, forget_ended, log_path
 from flsl.launch.queue import find_by_name
-from flsl.launch.record import JobRecord, only_one
+from flsl.launch.record import RECORD, JobRecord, only_one
 from flsl.launch.task import Task, deliver_result
 from flsl.launch.wait import Interrupted, alive, end_job, interruptible, process_started, wait
 from flsl.launch.work import Work
@@ -86,9 +86,17 @@ def _attach(experiment: Experiment, work: Work, force: bool) -> JobRecord | None
     if record.state == "complete":
         return record if record.config_sha256 == recipe else None
     if record.cluster == "local" and record.host != socket.gethostname():
-        raise UserError(f"{out}: its job was started on {record.host}, and is waited for there; --force does not help")
+        raise UserError(
+            f"{out}: its job was started on {record.host}, and is waited for there; where that machine is gone, or the "
+            f"job with it, remove {out / RECORD}"
+        )
     going_on = alive(record, experiment.cluster)
     if record.config_sha256 != recipe:
+        if going_on is None:
+            raise UserError(
+                f"{out}: SLURM does not say whether job {record.job_id}, which has other settings or data, still runs; "
+                "try again later"
+            )
         if not going_on:
             return None
         if not force:
@@ -99,7 +107,8 @@ def _attach(experiment: Experiment, work: Work, force: bool) -> JobRecord | None
         say(f"cancelling job {record.job_id}, which has other settings")
         end_job(record, experiment.cluster)
         return None
-    say(f"re-attached to job {record.job_id}" if going_on else f"job {record.job_id} has ended meanwhile")
+    ended = going_on is False
+    say(f"job {record.job_id} has ended meanwhile" if ended else f"re-attached to job {record.job_id}")
     return record
 
 
@@ -113,6 +122,7 @@ def _submit(experiment: Experiment, task: Task, lost: tuple[str, ...] = ()) -> J
     tasks = request.processes(experiment)
     before = JobRecord.read(out)
     record = replace(JobRecord.new(task.launch, kind, work.recipe, name, tasks), lost=lost).write(out)
+    forget_ended(out / "job")
     try:
         job_id = request.submit(kind, experiment, task, name, out / "job")
     except UserError:
@@ -120,7 +130,7 @@ def _submit(experiment: Experiment, task: Task, lost: tuple[str, ...] = ()) -> J
         if before is not None:
             before.write(out)
         else:
-            (out / "job.json").unlink()
+            (out / RECORD).unlink()
         raise
     started = process_started(int(job_id)) if kind == "local" else None
     record = record.write(out, job_id=job_id, process_started=started)

@@ -14,12 +14,16 @@ from flsl.launch.live import Live
 from flsl.launch.outcome import Outcome, judge
 from flsl.launch.queue import JobState, SharedQueue, cancel
 from flsl.launch.record import JobRecord
-from flsl.runtime.errors import Stopped
+from flsl.runtime.errors import Stopped, UserError
 from flsl.runtime.signals import raising_at_first
 
 _TICK = 0.5
 _UNKNOWN_FOR = 60.0
 """Seconds after which a job that SLURM does not know counts as ended: its accounting may be slow."""
+_CLOCK_SET = 60.0
+"""Seconds by which the time of a process's beginning may seem to have changed, as it moves with the machine's clock."""
+_ENDING = 5.0
+"""Seconds within which a job is gone that refuses to be cancelled because it has ended."""
 
 
 _NEVER = {
@@ -76,21 +80,31 @@ def wait(record: JobRecord, folder: Path, settings: ClusterSettings, live: Live,
             time.sleep(_TICK)
 
 
-def alive(record: JobRecord, settings: ClusterSettings) -> bool:
-    """Tell whether a submitted job is still queued or running."""
+def alive(record: JobRecord, settings: ClusterSettings) -> bool | None:
+    """Tell whether a submitted job is still queued or running; ``None`` when SLURM does not say."""
     with _watching(record, settings) as watch:
-        end = time.monotonic() + _UNKNOWN_FOR
-        while (state := watch()) is None and time.monotonic() < end:
+        # another process's answer may be that old, and know nothing of this job
+        end = time.monotonic() + _UNKNOWN_FOR + settings.poll_seconds
+        while (state := watch()) is None:
+            if time.monotonic() > end:
+                return None
             time.sleep(_TICK)
-    return state is not None and not state.over and state.state != "UNKNOWN"
+    return not state.over and state.state != "UNKNOWN"
 
 
 def end_job(record: JobRecord, settings: ClusterSettings) -> None:
-    """Cancel a job and wait until it is gone."""
+    """Cancel a job and wait until it is gone.
+
+    Raises:
+        UserError: when SLURM refuses to cancel it, or does not say whether it is gone.
+    """
     assert record.job_id is not None
-    if record.cluster == "slurm":
-        cancel(record.job_id)
-    while alive(record, settings):
+    refused = cancel(record.job_id) if record.cluster == "slurm" else ""
+    # a job that was ending is gone by then, and known to be
+    end = time.monotonic() + settings.poll_seconds + _ENDING
+    while (going_on := alive(record, settings)) is not False:
+        if going_on is None or (refused and time.monotonic() > end):
+            raise UserError(f"job {record.job_id}: is not cancelled: {refused or 'SLURM does not answer'}")
         if record.cluster == "local":
             # again and again, as processes that are just starting do not listen
             with contextlib.suppress(ProcessLookupError):
@@ -129,7 +143,9 @@ def _watching(record: JobRecord, settings: ClusterSettings) -> Iterator[Callable
         pid, began = int(record.job_id), record.process_started
 
         def look() -> JobState:
-            return JobState("RUNNING" if began is not None and process_started(pid) == began else "ENDED")
+            now = process_started(pid)
+            same = began is not None and now is not None and abs(now - began) < _CLOCK_SET
+            return JobState("RUNNING" if same else "ENDED")
 
         yield look
         return

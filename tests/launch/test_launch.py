@@ -157,29 +157,38 @@ def _error(folder: Path, rank: int, when: float, message: str, **more: object) -
 
 
 def test_how_a_job_ended(tmp_path: Path, slurm: Path) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+
     def end(state: str, reason: str = "") -> tuple[str, str]:
-        outcome = judge(tmp_path, "7", 3, JobState(state, reason), ClusterSettings(memory_gb=4))
+        outcome = judge(folder, "7", 3, JobState(state, reason), ClusterSettings(memory_gb=4))
         return outcome.kind, outcome.message
 
     command(slurm, "sacct", "CANCELLED by 1000\n")
     assert end("CANCELLED") == ("failed", "job 7 was cancelled from outside by user 1000")
     assert end("NODE_FAIL") == ("lost", "job 7 ended without a result (NODE_FAIL)")
+    # another job would fail in the same way
+    kind, message = end("FAILED")
+    assert kind == "failed"
+    assert message.startswith("job 7 failed before it began: do the commands of cluster.setup work there")
+    note_attempt(tmp_path, "one", "7", "slurm", ["node1"])
+    assert end("FAILED") == ("lost", "job 7 ended without a result (FAILED)")
     assert end("TIMEOUT")[0] == "lost"
     assert end("OUT_OF_MEMORY") == (
         "failed",
         "job 7 ran out of memory; raise cluster.memory_gb (asked for: 4 GB a node)",
     )
     # the others' complaints that one is gone come first or later; either way it is the one that is gone
-    _error(tmp_path, 0, 1.0, "Connection closed by peer", lost_peer=True)
-    _error(tmp_path, 2, 3.0, "Connection closed by peer", lost_peer=True)
+    _error(folder, 0, 1.0, "Connection closed by peer", lost_peer=True)
+    _error(folder, 2, 3.0, "Connection closed by peer", lost_peer=True)
     assert end("FAILED") == ("lost", "job 7 lost rank 1 (FAILED)")
-    _error(tmp_path, 1, 2.0, "no such thing")
+    _error(folder, 1, 2.0, "no such thing")
     assert end("FAILED") == ("failed", "job 7: rank 1 on node1: ValueError: no such thing")
-    _error(tmp_path, 1, 2.0, "pretrain.x: wrong", user=True)
+    _error(folder, 1, 2.0, "pretrain.x: wrong", user=True)
     assert end("FAILED") == ("failed", "job 7: rank 1 on node1: pretrain.x: wrong")
     for rank in range(3):
-        error_path(tmp_path, "7", rank).unlink()
-    (tmp_path / "7_1_log.err").write_text("slurmstepd: error: Exceeded job memory limit\n")
+        error_path(folder, "7", rank).unlink()
+    (folder / "7_1_log.err").write_text("slurmstepd: error: Exceeded job memory limit\n")
     assert "ran out of memory" in end("FAILED")[1]
 
 
@@ -245,6 +254,8 @@ def test_the_end_of_a_history(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "st')
     assert last_step(path) == {"kind": "step", "step": 4999}
     assert len(tail(path, 3)) == 3
+    # what cannot be read, as a file that a network file system has lost meanwhile
+    assert tail(tmp_path, 3) == []
 
 
 def test_nodes_do_not_write_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,23 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_slurm import command
 
 from flsl.config.cluster import ClusterSettings
+from flsl.config.experiment import Experiment
 from flsl.launch import queue, submit, wait
 from flsl.launch.live import Live
 from flsl.launch.queue import JobState, SharedQueue
 from flsl.launch.record import JobRecord
+from flsl.launch.task import Task
 from flsl.launch.work import Work
+from flsl.runtime.attempts import note_attempt
+from flsl.runtime.errors import UserError
 
 RECORD = JobRecord("x", "slurm", "digest", "flsl-x", tasks=2, job_id="7")
 
@@ -54,6 +60,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 
 def waited(folder: Path, **settings: Any) -> Any:
+    note_attempt(folder.parent, "x", "7", "slurm", ["node1"])
     with Live("base/pretrain", folder / "history.jsonl", 3) as live:
         return wait.wait(RECORD, folder, ClusterSettings(latency_seconds=0, **settings), live, fresh=False)
 
@@ -139,3 +146,72 @@ def test_more_signals_do_not_cut_the_cancelling(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(wait.Interrupted, match="interrupted: job 7 is cancelled") as stop:
         submit.submit_work(Work("pretrain", settings, {}, str(tmp_path), "base", "digest", 1))
     assert (stop.value.signum, gone) == (first, ["7"])
+
+
+def work(out: Path) -> Work:
+    settings = {"project": "p", "cluster": {"kind": "slurm", "poll_seconds": 0.5}}
+    return Work("pretrain", settings, {}, str(out), "base", "other", 1)
+
+
+@pytest.fixture
+def queue_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_own_folder", lambda: tmp_path / "queue")
+    monkeypatch.setattr(wait, "_UNKNOWN_FOR", 0.0)
+    monkeypatch.setattr(wait, "_ENDING", 0.0)
+
+
+@pytest.mark.usefixtures("queue_of_its_own")
+def test_nothing_is_submitted_while_slurm_does_not_say_whether_the_job_runs(slurm: Path, tmp_path: Path) -> None:
+    for name in ("squeue", "scancel"):
+        command(slurm, name, code=1, error="Unable to contact slurm controller\n")
+    RECORD.write(tmp_path)
+    with pytest.raises(UserError, match="does not say whether job 7, which has other settings or data, still runs"):
+        submit.submit_work(work(tmp_path))
+    with pytest.raises(UserError, match="job 7: is not cancelled: Unable to contact"):
+        wait.end_job(RECORD, ClusterSettings(poll_seconds=0.5))
+    # killed between sbatch and the record of its answer
+    unknown = JobRecord.new("x", "slurm", "digest", "flsl-x", 2).write(tmp_path)
+    with pytest.raises(UserError, match="does not say whether job 'flsl-x' is queued"):
+        submit.submit_work(work(tmp_path))
+    assert JobRecord.read(tmp_path) == unknown
+
+
+@pytest.mark.usefixtures("queue_of_its_own")
+def test_a_job_of_somebody_else_is_not_waited_for_until_it_is_cancelled(slurm: Path) -> None:
+    command(slurm, "squeue", "7|RUNNING|None|node1\n")
+    command(slurm, "scancel", code=1, error="scancel: error: Kill job error on job id 7: Access/permission denied\n")
+    with pytest.raises(UserError, match=r"job 7: is not cancelled: .*Access/permission denied"):
+        wait.end_job(RECORD, ClusterSettings(poll_seconds=0.5))
+    # one that was ending anyway
+    command(slurm, "squeue", "7|COMPLETED|None|node1\n")
+    time.sleep(0.5)
+    wait.end_job(RECORD, ClusterSettings(poll_seconds=0.5))
+
+
+def test_what_an_earlier_job_of_the_same_number_left_is_not_this_ones_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "job").mkdir()
+    for rank in range(2):
+        left(tmp_path / "job", rank, "success", {})
+    monkeypatch.setattr(submit.request, "submit", lambda *_: "7")
+    task = Task(work(tmp_path), "y", requeues=0)
+    record = submit._submit(Experiment(project="p", cluster=ClusterSettings(kind="slurm", nodes=2)), task)
+    assert record.tasks == 2
+    assert not wait._complete(record, tmp_path / "job")
+
+
+def test_a_clock_that_is_set_makes_no_process_another() -> None:
+    began = wait.process_started(os.getpid())
+    assert began is not None
+    record = JobRecord("x", "local", "digest", "flsl-x", 1, job_id=str(os.getpid()), process_started=began)
+    assert wait.alive(record, ClusterSettings())
+    # the beginning is counted from the machine's, whose time changes with the clock
+    assert wait.alive(replace(record, process_started=began - 1), ClusterSettings())
+    assert not wait.alive(replace(record, process_started=began - 3600), ClusterSettings())
+
+
+def test_a_job_on_another_machine_says_what_to_do(tmp_path: Path) -> None:
+    JobRecord("x", "local", "other", "flsl-x", 1, host="gone", job_id="7").write(tmp_path)
+    with pytest.raises(UserError, match=r"was started on gone, .*remove .*/job\.json"):
+        submit.submit_work(work(tmp_path))
