@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +18,8 @@ from flsl.runtime.progress import warn
 from flsl.runtime.signals import loader_died
 
 _NAME = re.compile(r"step-(\d{9})\.pth")
+_SEEN_WITHIN = 60.0
+"""Seconds after which a network file system shows another node's files."""
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -45,14 +48,24 @@ def _raise_if_disk_full(temporary: Path, path: Path) -> None:
 
 def save_step(folder: Path, step: int, state: Mapping[str, Any], kept: int) -> Path:
     """Write the checkpoint of a step and remove all but the newest ``kept`` ones; return its path."""
-    path = folder / f"step-{step:09d}.pth"
+    path = _path(folder, step)
     save(path, state)
     # what killed processes left half-written: there is one writer a folder
     for left in folder.glob(".step-*.tmp"):
         left.unlink(missing_ok=True)
-    for old in steps(folder)[:-kept]:
+    # one that is newer than this was damaged, and stands in for nothing
+    for old in [each for each in steps(folder) if each <= path][:-kept]:
         old.unlink(missing_ok=True)
     return path
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:09d}.pth"
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint's name tells."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def steps(folder: Path) -> list[Path]:
@@ -103,6 +116,22 @@ def load_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     if found:
         raise UserError(f"{folder}: none of its {len(found)} checkpoints can be read; remove the folder to start anew")
     return None
+
+
+def load_step(folder: Path, step: int) -> tuple[Path, dict[str, Any]]:
+    """Read the checkpoint of a step that another process has found, and that may be seen late here.
+
+    Returns:
+        Its path and state.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    path = _path(folder, step)
+    end = time.monotonic() + _SEEN_WITHIN
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.5)
+    return path, load(path)
 
 
 def set_aside(folder: Path, names: Sequence[str], target_name: str) -> Path:

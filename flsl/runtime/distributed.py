@@ -143,13 +143,13 @@ class Agreement:
         return int(flag)
 
 
-def first_says(value: bool) -> bool:
+def first_says(value: int) -> int:
     """Return the first rank's ``value`` on all ranks, which wait for it."""
     if world_size() == 1:
         return value
-    flag = torch.tensor(int(value))
-    dist.broadcast(flag, 0)
-    return bool(flag)
+    told = torch.tensor(value, dtype=torch.int64)
+    dist.broadcast(told, 0)
+    return int(told)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:

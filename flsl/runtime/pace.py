@@ -39,7 +39,7 @@ class Pace:
         passed = self._clock() - self._last
         long_ago = passed >= 60 * self._settings.checkpoint_minutes
         if epoch_ends:
-            return first_says(long_ago or _SHARE * passed >= self._cost)
+            return bool(first_says(long_ago or _SHARE * passed >= self._cost))
         return bool(self._agreement.largest(long_ago and is_main_process()))
 
     @contextlib.contextmanager

@@ -41,10 +41,13 @@ def resume(
     Raises:
         UserError: when there are checkpoints but none can be read.
     """
-    found = checkpoint.load_newest(out / "checkpoints")
-    if found is None:
+    folder = out / "checkpoints"
+    found = checkpoint.load_newest(folder) if process.is_main else None
+    # all go on from the same one, whatever a network file system shows the others by now
+    step = distributed.first_says(checkpoint.step_of(found[0]) if found is not None else -1)
+    if step < 0:
         return None
-    path, state = found
+    path, state = found or checkpoint.load_step(folder, step)
     # nobody moves the files while another rank still reads them
     distributed.barrier()
     key, wanted = identity

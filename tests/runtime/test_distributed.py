@@ -102,9 +102,31 @@ d.finish()
 """
 
 
-def test_sums_means_and_batch_norm_over_two_ranks(tmp_path: Path) -> None:
+RESUMED = """
+import sys, threading
+from pathlib import Path
+from flsl.runtime import checkpoint, distributed as d
+from flsl.runtime.training import resume
+process = d.start("cpu")
+# each rank's view of one folder: the second one sees the newest checkpoint late
+out = Path(sys.argv[1]) / str(process.rank)
+for step in (5, 10)[: 2 - process.rank]:
+    checkpoint.save_step(out / "checkpoints", step, {"recipe": "r", "step": step}, kept=2)
+if process.rank == 1:
+    late = (out / "checkpoints", 10, {"recipe": "r", "step": 10}, 2)
+    threading.Timer(1.0, checkpoint.save_step, late).start()
+d.barrier()
+path, state = resume(out, ("recipe", "r"), [], process)
+assert (path.name, state["step"]) == ("step-000000010.pth", 10), (process.rank, path)
+assert resume(out / "nothing", ("recipe", "r"), [], process) is None
+d.finish()
+"""
+
+
+@pytest.mark.parametrize("text", [RANKS, RESUMED], ids=["sums_means_and_batch_norm", "the_checkpoint_to_go_on_from"])
+def test_two_ranks_have_the_same(tmp_path: Path, text: str) -> None:
     script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
+    script.write_text(text)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -115,6 +115,19 @@ def test_an_older_checkpoint_stands_in_for_a_damaged_one(tmp_path: Path, capsys:
         checkpoint.load_newest(tmp_path)
 
 
+def test_a_damaged_checkpoint_takes_no_place_of_those_that_are_kept(tmp_path: Path) -> None:
+    for step in (80, 100):
+        checkpoint.save_step(tmp_path, step, {"step": step}, kept=2)
+    (tmp_path / "step-000000100.pth").write_bytes(b"cut off by a full disk")
+    # to save space, one is kept from here on: the training goes on after step 80
+    for step in (85, 90):
+        checkpoint.save_step(tmp_path, step, {"step": step}, kept=1)
+    found = checkpoint.load_newest(tmp_path)
+    assert found is not None
+    assert found[1] == {"step": 90}
+    assert [path.stem for path in checkpoint.steps(tmp_path)] == ["step-000000090", "step-000000100"]
+
+
 def test_what_is_set_aside_never_replaces_what_was(tmp_path: Path) -> None:
     for content in ("one", "two"):
         (tmp_path / "history.jsonl").write_text(content)
