@@ -25,6 +25,13 @@ class ShapeSettings(Settings):
     memory_gb: float | None = Field(16.0, gt=0, description="Memory per node, in GB; null leaves it to the site.")
     minutes: Count = Field(2880, description="Time limit of an attempt, in minutes; it is requeued when it ends.")
 
+    def on_attempt(self, attempt: int) -> dict[str, float]:
+        """Return what is asked for otherwise when a job that failed is tried again.
+
+        More memory, but not more time: it goes on after its limit anyway, and many ask for the longest time there is.
+        """
+        return {} if self.memory_gb is None else {"memory_gb": self.memory_gb * attempt}
+
 
 class DetectionShapeSettings(ShapeSettings):
     """The job of `flsl submit detect`; the rest of `cluster` holds for it, too.

@@ -81,7 +81,11 @@ def _attach(experiment: Experiment, work: Work, force: bool) -> JobRecord | None
         # killed between the submission and its record: SLURM knows the job by its name
         found = find_by_name(record.job_name) if record.cluster == "slurm" else None
         record = record.write(out, job_id=found) if found else None
-    if record is None or (record.told and record.state == "failed"):
+    if record is None:
+        return None
+    if record.told and record.state == "failed":
+        # the log of the workflow has this attempt alone
+        say(f"{out}: job {record.job_id} failed before; its logs are in {out / 'job'}")
         return None
     if record.state == "complete":
         return record if record.config_sha256 == recipe else None

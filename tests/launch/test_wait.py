@@ -215,3 +215,14 @@ def test_a_job_on_another_machine_says_what_to_do(tmp_path: Path) -> None:
     JobRecord("x", "local", "other", "flsl-x", 1, host="gone", job_id="7").write(tmp_path)
     with pytest.raises(UserError, match=r"was started on gone, .*remove .*/job\.json"):
         submit.submit_work(work(tmp_path))
+
+
+def test_a_retry_that_is_refused_says_where_the_first_failure_is_told(
+    slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(slurm, "scontrol", "PartitionName=gpu Default=YES MaxTime=UNLIMITED State=DOWN TotalNodes=8\n")
+    failed = replace(RECORD, state="failed", told=True).write(tmp_path)
+    with pytest.raises(UserError, match=r"cluster\.partition: 'gpu' takes no jobs now"):
+        submit.submit_work(work(tmp_path))
+    assert f"job 7 failed before; its logs are in {tmp_path}/job" in capsys.readouterr().err
+    assert JobRecord.read(tmp_path) == failed

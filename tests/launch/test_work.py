@@ -156,6 +156,13 @@ def test_an_encoder_must_be_named(data: Path) -> None:
         detection(asked, "uavdt", EncoderChoice(Path("backbone")), Path("out"), "base")
 
 
+def test_a_retry_asks_for_more_memory_and_not_for_more_time_than_a_partition_has() -> None:
+    cluster = experiment(cluster={"memory_gb": 100, "detection": {"memory_gb": None}}).cluster
+    assert cluster.on_attempt(1) == {"memory_gb": 100.0}
+    assert cluster.on_attempt(3) == {"memory_gb": 300.0}
+    assert cluster.detection.on_attempt(2) == {}
+
+
 def test_time_limits_leave_time_to_save() -> None:
     with pytest.raises(UserError, match=r"detection\.minutes \(60 s\)"):
         experiment(cluster={"detection": {"minutes": 1}})

@@ -161,7 +161,7 @@ def pretrain_command(wildcards, attempt):
     """
     if SUBMITS == "none":
         return "pretrain"
-    shape = larger_shape(EXPERIMENT.cluster, "cluster.", attempt)
+    shape = as_arguments(EXPERIMENT.cluster.on_attempt(attempt), "cluster.")
     return shlex.join(["submit", "pretrain", *site_arguments(SUBMITS), *shape])
 
 
@@ -169,16 +169,8 @@ def detect_command(wildcards, attempt):
     """Return how a detector's training is started; see `pretrain_command`."""
     if SUBMITS_DETECTION == "none":
         return "detect train"
-    shape = larger_shape(EXPERIMENT.cluster.detection, "cluster.detection.", attempt)
+    shape = as_arguments(EXPERIMENT.cluster.detection.on_attempt(attempt), "cluster.detection.")
     return shlex.join(["submit", "detect", *site_arguments(SUBMITS_DETECTION), *shape])
-
-
-def larger_shape(shape, prefix, attempt):
-    """Return the time and memory of a job that is submitted, larger on each retry, as arguments."""
-    request = {"minutes": shape.minutes * attempt}
-    if shape.memory_gb is not None:
-        request["memory_gb"] = shape.memory_gb * attempt
-    return as_arguments(request, prefix)
 
 
 def site_arguments(kind):
