@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flsl.launch.queue import run
 from flsl.launch.work import Work
 from flsl.runtime.attempts import note_attempt, read_attempts
 from flsl.runtime.errors import Stopped, UserError
@@ -125,7 +126,7 @@ class Task:
         frame: FrameType | None = None
         try:
             requeue(stop.signum, frame)
-        except subprocess.CalledProcessError as error:
+        except subprocess.SubprocessError as error:  # it refuses, or does not answer
             say(f"the job could not be requeued: {error}")
             sys.exit(0)
 
@@ -187,11 +188,5 @@ def _end_siblings() -> None:
 
 
 def _slurm_state(job_id: str) -> str:
-    answer = subprocess.run(
-        ["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return answer.stdout.strip()
+    """Return SLURM's name of a job's state; empty where it does not answer."""
+    return run(["squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T"])[1].strip()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_slurm import command
@@ -23,7 +25,7 @@ from flsl.launch.request import arguments, check_request, executor_parameters, m
 from flsl.launch.task import Task, deliver_result, error_path, keep_result
 from flsl.launch.work import Work
 from flsl.runtime.attempts import note_attempt, read_attempts
-from flsl.runtime.errors import UserError
+from flsl.runtime.errors import Stopped, UserError
 from flsl.track.start import start_following
 
 PARTITIONS = """\
@@ -218,6 +220,22 @@ def test_restarts_are_counted_by_submission(tmp_path: Path) -> None:
     assert [attempt["job_id"] for attempt in read_attempts(tmp_path)] == ["7", "8", "9"]
     assert Task(work(tmp_path), "one", requeues=2).checkpoint() is not None
     assert Task(work(tmp_path), "one", requeues=1).checkpoint() is None
+
+
+@pytest.mark.parametrize("silent", ["squeue", "scontrol"])
+def test_a_job_that_has_saved_ends_well_where_slurm_does_not_answer(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    def wait_in_vain(command: object, *_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired(str(command), 60)
+
+    command(slurm, "squeue", "RUNNING\n")
+    if silent == "squeue":
+        monkeypatch.setattr(subprocess, "run", wait_in_vain)
+    job = SimpleNamespace(cluster="slurm", global_rank=0, job_id="7")
+    with pytest.raises(SystemExit) as end:
+        Task(work(tmp_path), "one", requeues=2)._end_stopped(job, Stopped("saved", signal.SIGUSR2), wait_in_vain)
+    assert end.value.code == 0
 
 
 def test_record_of_a_job(tmp_path: Path) -> None:
