@@ -98,6 +98,8 @@ def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dic
         shape = {"nodes": 1, "tasks_per_node": settings.nodes * tasks, "gpus_per_node": settings.nodes * gpus}
     else:
         shape = {"nodes": settings.nodes, "tasks_per_node": tasks, "gpus_per_node": gpus or None}
+    # SLURM brings the job back by itself after a preemption and after a node that fails
+    requeue = {} if {"no-requeue", "no_requeue"} & settings.extra.keys() else {"requeue": True}
     slurm = {
         "job_name": job_name,
         "cpus_per_task": settings.cpus_per_task,
@@ -107,8 +109,7 @@ def executor_parameters(kind: str, experiment: Experiment, job_name: str) -> dic
         "setup": settings.setup or None,
         # a rank that ends with an error ends the others, which would wait for it until the time limit
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
-        # SLURM brings the job back by itself after a preemption and after a node that fails
-        "additional_parameters": {"requeue": True, **{k: v for k, v in settings.extra.items() if v is not False}},
+        "additional_parameters": {k: v for k, v in (requeue | settings.extra).items() if v is not False},
     }
     if kind == "local":
         return {**shape, "timeout_min": settings.minutes}

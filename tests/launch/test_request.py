@@ -52,6 +52,12 @@ def test_what_a_users_shell_says_counts_where_the_settings_do_not(
     assert "SBATCH_ACCOUNT" not in (slurm / "sbatch.env").read_text()
 
 
+@pytest.mark.parametrize("extra", [{"no-requeue": True}, {"no_requeue": True}, {"requeue": False}])
+def test_a_job_may_be_kept_from_being_requeued(slurm: Path, tmp_path: Path, extra: dict[str, bool]) -> None:
+    assert "#SBATCH --requeue\n" in submitted(slurm, tmp_path / "a", experiment(minutes=20))
+    assert "--requeue\n" not in submitted(slurm, tmp_path / "b", experiment(minutes=20, extra=extra))
+
+
 def test_a_job_around_is_not_inherited_but_the_cluster_is_the_same(
     slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
