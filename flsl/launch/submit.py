@@ -125,8 +125,8 @@ def _submit(experiment: Experiment, task: Task, lost: tuple[str, ...] = ()) -> J
     name = f"flsl-{work.run}-{work.stage}-{task.launch}-{len(lost)}"
     tasks = request.processes(experiment)
     before = JobRecord.read(out)
-    record = replace(JobRecord.new(task.launch, kind, work.recipe, name, tasks), lost=lost).write(out)
     forget_ended(out / "job")
+    record = replace(JobRecord.new(task.launch, kind, work.recipe, name, tasks), lost=lost).write(out)
     try:
         job_id = request.submit(kind, experiment, task, name, out / "job")
     except UserError:
