@@ -10,7 +10,7 @@ from flsl.config.checking import check
 from flsl.config.data import DataSettings
 from flsl.data.manifest import load_manifest, trained_on
 from flsl.data.revision import revision
-from flsl.reproduce.script import maker, pretrained
+from flsl.reproduce.script import digest_of_previous, maker, pretrained, previous_of
 from flsl.runtime.environment import LOCK, installed, machine, read_lock
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import git_revision, package_versions, sha256_file
@@ -28,6 +28,7 @@ def differences(run: Run) -> list[str]:
         *_machine(facts),
         *_data(run, facts),
         *_settings(run),
+        *_previous(run),
         *_weights(run),
     ]
 
@@ -116,6 +117,16 @@ def _settings(run: Run) -> Iterator[str]:
     if changed:
         more = f", and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         yield f"settings: {run.folder / 'config.yaml'}: {'; '.join(changed[:_SHOWN])}{more}"
+
+
+def _previous(run: Run) -> Iterator[str]:
+    path = previous_of(run)
+    if path is None:
+        return
+    if not path.is_file():
+        yield f"previous: {path}, the earlier encoder, is missing"
+    elif sha256_file(path) != digest_of_previous(run):
+        yield f"previous: {path}, the earlier encoder, is not what the run read"
 
 
 def _weights(run: Run) -> Iterator[str]:

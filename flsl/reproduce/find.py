@@ -21,7 +21,9 @@ def find_run(name: str, project: Path | None) -> Run:
     if project is not None:
         projects = [require_folder(project, "a project's results")]
     elif (Path(name) / PRETRAIN).is_dir():
-        return _complete(Path(name))
+        # its name and its project are those of the path, which may be `.`
+        folder = Path(name).absolute()
+        return _complete(folder.resolve() if ".." in folder.parts else folder)
     else:
         projects = sorted(path for path in Path("results").glob("*") if (path / "runs").is_dir())
         if not projects:

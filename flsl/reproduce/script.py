@@ -12,9 +12,10 @@ import yaml
 
 from flsl.config.checking import set_dotted
 from flsl.data.manifest import MANIFEST, load_manifest
-from flsl.runtime.environment import LOCK
+from flsl.runtime.environment import LOCK, read_lock
 from flsl.runtime.errors import UserError
-from flsl.runtime.results import PRETRAIN, Run, Stage, read_run
+from flsl.runtime.outputs import sha256_file
+from flsl.runtime.results import PRETRAIN, Run, Stage, mapping, read_run
 
 _CHECKOUT = "flsl-again"
 _PROBES = ("knn", "linear", "aligned_knn", "visualize")
@@ -75,14 +76,22 @@ def _environment(run: Run, origin: str | None) -> Iterator[str]:
     if commit:
         if origin is not None:
             yield f"git clone {shlex.quote(origin)} {_CHECKOUT}"
+        else:
+            yield f"# first clone the code into {_CHECKOUT}: where from is not known here"
         yield f"git -C {_CHECKOUT} checkout {shlex.quote(commit)}"
     else:
-        yield "# the commit was not recorded: the package did not run from a git checkout"
+        yield "# the commit was not recorded, as the package did not run from a git checkout:"
+        yield f"# first put its code into {_CHECKOUT}"
     # the working folder stays: paths of data are relative to it
     yield f"python -m venv {_CHECKOUT}/.venv"
     yield f". {_CHECKOUT}/.venv/bin/activate"
     if lock.is_file():
-        yield f"pip install -r {shlex.quote(str(lock.absolute()))}"
+        file = shlex.quote(str(lock.absolute()))
+        commits = [f"{name} @ {version}" for name, version in read_lock(lock).items() if "://" in version]
+        yield f"grep -v ' @ ' {file} | pip install -r /dev/stdin" if commits else f"pip install -r {file}"
+        for commit in commits:
+            # what is built may need what was installed just now, as detectron2 needs torch
+            yield _command("pip", "install", "--no-build-isolation", "--no-deps", commit)
         yield f"pip install --no-deps -e {_CHECKOUT}"
     else:
         yield comment(f"{lock} is not there: the versions are those of constraints.txt")
@@ -122,16 +131,19 @@ def _pretraining(run: Run, out: Path) -> Iterator[str]:
     if run.baseline:
         yield _command("flsl", "baseline", *common)
         return
-    previous = _previous(run)
+    previous = previous_of(run)
     if previous is not None:
         earlier = _earlier(run, previous)
         again = out / "runs" / earlier.name / PRETRAIN / previous.name if earlier is not None else previous
         common += ["--previous", str(again)]
+        if earlier is None:
+            yield "# the earlier encoder, which no run of this project has now"
+            yield _checked(digest_of_previous(run), again)
     ranks = int(facts.get("world_size", 1))
     launcher = ["flsl"] if ranks == 1 else ["torchrun", "--standalone", f"--nproc-per-node={ranks}", "-m", "flsl"]
     yield _command(*launcher, "pretrain", "--images", str(out / "data" / "images"), *common)
     for name, digest in (stage.record or {}).get("weights", {}).items():
-        yield f"echo {shlex.quote(f'{digest}  {target / name}')} | sha256sum -c -"
+        yield _checked(digest, target / name)
     if facts.get("gpu") is not None:
         yield "# on a GPU the last digits may differ: then the checksum does, too"
 
@@ -160,23 +172,32 @@ def _config(run: Run) -> dict[str, Any]:
         compute |= {"threads": facts.get("threads", 0), "compile": facts.get("compile", False)}
         compute["device"] = "cuda" if str(facts.get("device")).startswith("cuda") else "cpu"
     config.pop("ablations", None)
-    for name in (*_PROBES, "features"):
+    for name in (*_PROBES, "features", "davis"):
         stage, section = run.stages.get(name), config.get(name)
         if stage is not None and isinstance(section, dict):
             section |= {key: value for key, value in stage.params.items() if key in section}
     return config
 
 
-def _previous(run: Run) -> Path | None:
+def previous_of(run: Run) -> Path | None:
     """Return the earlier encoder that a later stage of multi-stage pretraining read."""
     found = [Path(path) for path in pretrained(run).provenance.get("inputs", {}) if Path(path).name != MANIFEST]
     return found[0] if found and not run.baseline else None
 
 
+def digest_of_previous(run: Run) -> str:
+    """Return the digest of the earlier encoder's file, as it was when the run read it."""
+    return str(pretrained(run).provenance["inputs"][str(previous_of(run))])
+
+
 def _earlier(run: Run, previous: Path) -> Run | None:
-    """Return the run of the same project that an encoder is of, where it is of one."""
+    """Return the run of the same project that has the encoder that the run read, where one has it still."""
     folder = run.folder.parent / previous.parent.parent.name
     if previous.parent.name != PRETRAIN or not (folder / PRETRAIN / "metrics.json").is_file():
+        return None
+    # it may have been another project's, or have been pretrained again since
+    file = folder / PRETRAIN / previous.name
+    if file.is_file() and sha256_file(file) != digest_of_previous(run):
         return None
     return read_run(folder, [])
 
@@ -184,7 +205,7 @@ def _earlier(run: Run, previous: Path) -> Run | None:
 def _chain(run: Run) -> list[Run]:
     """Return the runs that have to be made, the earliest first."""
     chain = [run]
-    while (previous := _previous(chain[0])) is not None:
+    while (previous := previous_of(chain[0])) is not None:
         earlier = _earlier(chain[0], previous)
         if earlier is None:
             break
@@ -209,9 +230,9 @@ def _evaluations(run: Run, out: Path, own_config: bool) -> Iterator[str]:
         "visualize": [
             ["visualize", "--encoder", backbone if run.baseline else checkpoint, "--epochs", "--images", images]
         ],
-        "coco": [["detect", "train", "--stage", "coco", "--backbone", backbone]],
-        "uavdt": [["detect", "train", "--stage", "uavdt", "--backbone", backbone]],
     }
+    for name in ("coco", "uavdt"):
+        made[name] = [["detect", "train", "--stage", name, "--backbone", backbone, *_detector(run, name)]]
     present = [name for name in made if name in run.stages]
     if "davis" in run.stages:
         present.append("davis")
@@ -222,7 +243,7 @@ def _evaluations(run: Run, out: Path, own_config: bool) -> Iterator[str]:
     for name in present:
         target, common = str(folder / name), ["--config", config, "--name", run.name]
         if name == "davis":
-            root = str(run.config.get("data", {}).get("davis", {}).get("root", "DAVIS"))
+            root = str(mapping(mapping(run.config.get("data")).get("davis")).get("root", "DAVIS"))
             masks = str(folder / name / "masks")
             yield _command(
                 "flsl", "davis", "propagate", *common, "--backbone", backbone, "--davis", root, "--out", masks
@@ -233,6 +254,23 @@ def _evaluations(run: Run, out: Path, own_config: bool) -> Iterator[str]:
             continue
         for arguments in made[name]:
             yield _command("flsl", *arguments, *common, "--out", target)
+
+
+def _detector(run: Run, name: str) -> list[str]:
+    """Return how a detector was trained, as arguments, where the run's config says otherwise now."""
+    then = run.stages[name].params if name in run.stages else {}
+    now = mapping(run.config.get("detection"))
+    settings = {"engine": then.get("engine"), "model": then.get("model"), name: then.get("recipe")}
+    return [
+        f"detection.{key}={json.dumps(value, sort_keys=True)}"
+        for key, value in settings.items()
+        if value is not None and value != now.get(key)
+    ]
+
+
+def _checked(digest: str, path: Path) -> str:
+    """Return a command that fails where a file's digest is another."""
+    return f"echo {shlex.quote(f'{digest}  {path}')} | sha256sum -c -"
 
 
 def _command(*words: str) -> str:

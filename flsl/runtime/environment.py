@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flsl.runtime.outputs import sha256_file, write_text
+from flsl.runtime.outputs import sha256_file, without_secrets, write_text
 from flsl.runtime.place import place
 
 LOCK = "requirements.lock"
@@ -16,15 +17,28 @@ _OURS = "flsl"
 
 
 def installed() -> dict[str, str]:
-    """Return the version of every installed distribution by its normalised name, sorted; without this package."""
+    """Return the version of every installed distribution by its normalised name, sorted; without this package.
+
+    Of one that was built from a repository it is the commit's address, ``git+https://…@<commit>``: no index has it.
+    """
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         if name:  # a half-removed package has none
             # the first one found is the one that is imported
-            found.setdefault(normalised(name), distribution.version)
+            found.setdefault(normalised(name), _commit(distribution) or distribution.version)
     found.pop(_OURS, None)
     return dict(sorted(found.items()))
+
+
+def _commit(distribution: metadata.Distribution) -> str | None:
+    """Return the address of the commit that a distribution was built from, as pip recorded it, or None."""
+    try:
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        version_control = origin["vcs_info"]
+        return f"{version_control['vcs']}+{without_secrets(origin['url'])}@{version_control['commit_id']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def normalised(name: str) -> str:
@@ -41,9 +55,12 @@ def write_lock(folder: Path) -> dict[str, Any]:
     """
     facts = machine()
     lines = [f"# {name}: {value}" for name, value in facts.items() if value is not None]
-    if facts["cuda"] is None:
-        lines.append("# torch was a build without CUDA: --extra-index-url https://download.pytorch.org/whl/cpu")
-    lines += [f"{name}=={version}" for name, version in installed().items()]
+    packages = installed()
+    build = packages.get("torch", "").partition("+")[2]
+    if build:
+        # torch's own index alone has its builds for other versions of CUDA, and for none
+        lines.append(f"--extra-index-url https://download.pytorch.org/whl/{build}")
+    lines += [f"{name}{' @ ' if '://' in version else '=='}{version}" for name, version in packages.items()]
     write_text(folder / LOCK, "\n".join(lines) + "\n")
     return {**facts, "lock": LOCK, "lock_sha256": sha256_file(folder / LOCK)}
 
@@ -68,8 +85,9 @@ def machine() -> dict[str, Any]:
 
 def read_lock(path: Path) -> dict[str, str]:
     """Return the versions in a ``requirements.lock``, by name."""
-    lines = (line.partition("==") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#")
-    return {name: version for name, separator, version in lines if separator}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = (re.fullmatch(r"([\w.-]+)(?:==| @ )(\S+)", line) for line in lines)
+    return {line[1]: line[2] for line in found if line}
 
 
 def _processor() -> str | None:

@@ -155,38 +155,40 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def without_secrets(address: str) -> str:
+    """Return an address without the name or token before its host, which is nobody else's."""
+    return re.sub(r"(?<=://)[^/@]*@", "", address)
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says in the package's folder.
+
+    Raises:
+        OSError, subprocess.SubprocessError: when there is no git, or it has nothing to say.
+    """
+    here = Path(__file__)
+    # a package that is installed, or unpacked, may lie in a checkout of something else
+    for command in (["ls-files", "--error-unmatch", here.name], list(arguments)):
+        answer = subprocess.run(
+            ["git", *command], cwd=here.parent, capture_output=True, text=True, check=True, timeout=10
+        )
+    return answer.stdout.strip()
+
+
 def git_origin() -> str | None:
     """Return where the checkout that the package runs from was cloned from, or its folder; None without git."""
-    here = Path(__file__).parent
     for arguments in (["remote", "get-url", "origin"], ["rev-parse", "--show-toplevel"]):
-        try:
-            answer = subprocess.run(
-                ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            continue
-        if answer:
-            # a name or a token before the host is nobody else's
-            return re.sub(r"(?<=://)[^/@]*@", "", answer)
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            if answer := _git(*arguments):
+                return without_secrets(answer)
     return None
 
 
 @cache
 def git_revision() -> str | None:
     """Return the commit of the checkout that the package runs from, ``-dirty`` appended if it was changed."""
-    here = Path(__file__).parent
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
+        commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("-dirty" if changed else "")

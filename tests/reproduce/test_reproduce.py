@@ -191,3 +191,67 @@ def test_origin_shows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(subprocess, "run", answer)
     assert git_origin() == "https://example.org/flsl.git"
+
+
+def test_an_earlier_run_that_is_another_now_is_told_and_stops_the_script_at_once(copied: Path) -> None:
+    encoder = RUNS / "first/pretrain/backbone.safetensors"
+    (copied / encoder).write_bytes(b"pretrained again, with other settings")
+    assert f"previous: {encoder}, the earlier encoder, is not what the run read" in told(copied)
+    text = flsl(copied, "reproduce", "later", "--here", "--into", "elsewhere").stdout
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(
+        ["sh", "-c", text], cwd=copied, text=True, capture_output=True, env={**os.environ, "PATH": path}
+    )
+    assert result.returncode == 1
+    assert f"{encoder}: FAILED" in result.stdout
+    assert not (copied / "elsewhere/runs/first").exists()
+    (copied / encoder).unlink()
+    shutil.rmtree(copied / RUNS / "first")
+    assert f"previous: {encoder}, the earlier encoder, is missing" in told(copied)
+
+
+def test_a_run_is_named_by_any_path_of_its_folder(project: Path) -> None:
+    def commands(place: Path, name: str) -> list[str]:
+        lines = flsl(place, "reproduce", name, "--into", "/again").stdout.splitlines()
+        return [line for line in lines if not line.startswith("#") and "requirements.lock" not in line]
+
+    wanted = commands(project, "first")
+    assert any("flsl data check images" in line for line in wanted)
+    assert commands(project / RUNS / "first", ".") == wanted
+    assert commands(project / RUNS, "first") == wanted
+    assert commands(project / RUNS / "first/pretrain", "..") == wanted
+
+
+def test_evaluations_are_those_of_the_record_whatever_the_config_says_now(copied: Path) -> None:
+    config = copied / RUNS / "later/config.yaml"
+    settings = yaml.safe_load(config.read_text())
+    made = {"engine": "detectron2", "model": settings["detection"]["model"], "recipe": settings["detection"]["coco"]}
+    for stage, params in (("coco", made), ("davis", settings["davis"] | {"year": 2017})):
+        (copied / RUNS / "later" / stage).mkdir()
+        record = {"stage": stage, "run": "later", "metrics": {}, "params": params}
+        (copied / RUNS / "later" / stage / "metrics.json").write_text(json.dumps(record))
+    settings["detection"]["coco"] = settings["detection"]["coco"] | {"epochs": 99}
+    settings["davis"]["radius"] = 99
+    config.write_text(yaml.safe_dump(settings))
+    text = flsl(copied, "reproduce", "later").stdout
+    command = next(line for line in text.splitlines() if "detect train --stage coco" in line)
+    assert "'detection.engine=\"detectron2\"'" in command
+    assert '"epochs": 12' in command
+    assert "detection.model" not in command  # as the config says still
+    assert "radius: 12\n" in text
+
+
+def test_packages_that_no_index_has_come_from_where_they_came(copied: Path) -> None:
+    lock = copied / RUNS / "first/pretrain/requirements.lock"
+    address = "git+https://example.org/detectron2.git@02b5c4e"
+    lock.write_text(f"{lock.read_text()}detectron2 @ {address}\n")
+    text = flsl(copied, "reproduce", "first").stdout
+    stubs = 'pip() { shift; echo "$@"; case "$*" in *stdin*) cat;; esac; }\n'
+    stubs += "".join(f"{name}() {{ :; }}\n" for name in ("git", "python"))
+    script = text.replace(". flsl-again", ": flsl-again").partition("# the data set")[0]
+    done = subprocess.run(["sh", "-c", stubs + script], cwd=copied, text=True, capture_output=True, check=True)
+    lines = done.stdout.splitlines()
+    assert f"--no-build-isolation --no-deps detectron2 @ {address}" in lines
+    assert lines.count("-r /dev/stdin") == 1
+    assert sum(address in line for line in lines) == 1
+    assert f"torch=={metadata.version('torch')}" in lines
