@@ -97,10 +97,10 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
     order = Order(len(images), *shape, job.seed, process, "pretrain.batch_size")
 
     # where to go on
-    start, last_saved = 0, None
+    start, last_saved, made = 0, None, None
     if (found := resume(job.out, ("recipe", job.recipe), _WRITTEN, process)) is not None:
         last_saved, state = found
-        start = int(state["step"])
+        start, made = int(state["step"]), state.get("made")  # which older versions did not keep
         step.load_state(state, first=process.is_main)
     history = History(job.out / "history.jsonl", start) if process.is_main else None
     order.go_on(start)
@@ -122,10 +122,16 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
             return None
         history.sync()
         folder = job.out / "checkpoints"
-        return checkpoint.save_step(folder, done, _state(job, done, step, watched), compute.checkpoints_kept)
+        state = {**_state(job, done, step, watched), "made": record.made()}
+        return checkpoint.save_step(folder, done, state, compute.checkpoints_kept)
 
-    if process.is_main:
+    if made is not None and start == steps:
+        # nothing is left to train: the weights are still made by those who trained them
+        record.made_with = made
+    elif process.is_main:
         record.made_with = {**write_lock(job.out), "compile": compute.compile, "data_sha256": job.data}
+        if made is not None:
+            record.go_on(made)
 
     with StopRequest() as stop, bar("pretraining (steps)", steps, start, enabled=process.is_main) as shown:
         window_start, window_step, waited, pace = time.perf_counter(), start, 0.0, Pace(compute)

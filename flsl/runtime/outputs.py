@@ -228,6 +228,26 @@ class StageRecord:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     _clock: float = field(default_factory=time.perf_counter)
 
+    def go_on(self, made: Mapping[str, Any]) -> None:
+        """Count what an earlier attempt took, of which :meth:`made` said ``made``."""
+        self.seconds += made["seconds"]
+        self.started = datetime.fromisoformat(made["started"])
+
+    def made(self) -> dict[str, Any]:
+        """Return how the stage is made as far as it is: for its record, and for a checkpoint that is gone on from."""
+        facts: dict[str, Any] = {
+            "git": git_revision(),
+            "packages": package_versions(),
+            "host": socket.gethostname(),
+            "device": self.device,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(self.seconds + time.perf_counter() - self._clock, 3),
+            "code": used_code(),
+        }
+        for name, value in self.made_with.items():
+            facts[name] = {**facts[name], **value} if isinstance(facts.get(name), dict) else value
+        return facts
+
     def write(self, path: Path | str, metrics: Mapping[str, float], **extra: Any) -> dict[str, Any]:
         """Write ``metrics.json`` to ``path`` and return what was written.
 
@@ -242,20 +262,14 @@ class StageRecord:
         for name, value in metrics.items():
             if not isinstance(value, int | float) or value != value or value in (float("inf"), float("-inf")):
                 raise ValueError(f"metric {name} is {value!r}; only finite numbers are written")
-        facts: dict[str, Any] = {
-            "git": git_revision(),
-            "packages": package_versions(),
-            "host": socket.gethostname(),
-            "device": self.device,
-            "started": self.started.isoformat(timespec="seconds"),
-            "seconds": round(self.seconds + time.perf_counter() - self._clock, 3),
+        facts = self.made()
+        read: dict[str, Any] = {
             "config_sha256": sha256_json(dict(self.params)),
-            "code": used_code(),
             "inputs": {str(path): sha256_file(path) for path in self.inputs},
             "input_stamps": {str(path): stamp(path) for path in self.inputs},
         }
-        for name, value in self.made_with.items():
-            facts[name] = {**facts[name], **value} if isinstance(facts.get(name), dict) else value
+        for name, value in read.items():
+            facts[name] = {**value, **facts[name]} if name in facts else value
         record = {
             "stage": self.stage,
             "run": self.run,

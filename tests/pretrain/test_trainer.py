@@ -168,9 +168,13 @@ def test_killed_twice_and_resumed_ends_bit_for_bit_as_if_never_interrupted(place
         arguments = command(*pretrain(place, out, f"compute.workers={workers}"))
         assert kill_at(arguments, out, step, signal.SIGKILL).returncode == -signal.SIGKILL
         assert not (out / "metrics.json").exists()
+    made = torch.load(checkpoints(out / "checkpoints")[-1], weights_only=True)["made"]
     message = run_flsl(*pretrain(place, out, "compute.workers=1")).stderr
     assert "going on after step" in message
     assert_same_run(out, uninterrupted)
+    facts = json.loads((out / "metrics.json").read_text())["provenance"]
+    assert facts["started"] == made["started"]
+    assert facts["seconds"] > made["seconds"]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
@@ -246,9 +250,18 @@ def test_a_batch_that_does_not_fit_moves_nothing(place: Path, uninterrupted: Pat
 def test_finished_run_is_exported_again_without_training(place: Path, uninterrupted: Path) -> None:
     before = weights(uninterrupted)
     (uninterrupted / "backbone.safetensors").unlink()
-    message = run_flsl(*pretrain(place, uninterrupted)).stderr
+    made = json.loads((uninterrupted / "metrics.json").read_text())["provenance"]
+    lock = (uninterrupted / "requirements.lock").stat()
+    # on another machine, for instance
+    message = run_flsl(*pretrain(place, uninterrupted, "compute.threads=2")).stderr
     assert f"going on after step {STEPS}" in message
     assert all(torch.equal(value, before[name]) for name, value in weights(uninterrupted).items())
+    # what is told of the training stays
+    again = json.loads((uninterrupted / "metrics.json").read_text())["provenance"]
+    assert again["threads"] == made["threads"] == 1
+    assert again["started"] == made["started"]
+    assert again["seconds"] <= made["seconds"]
+    assert (uninterrupted / "requirements.lock").stat() == lock
 
 
 def test_what_the_weights_do_not_depend_on_trains_nothing_again(place: Path, uninterrupted: Path) -> None:
