@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flsl.config.data import CocoSettings, DavisDataSettings, ImageFolderSettings, UavdtSettings
-from flsl.data.files import Row, inspect_all, read_cache
+from flsl.data.files import Row, inspect_all
 from flsl.data.findings import Findings, describe
 from flsl.data.listing import KINDS, KindSettings, Listing, list_files
 from flsl.data.manifest import MANIFEST, load_manifest
-from flsl.data.revision import FIRST, write
+from flsl.data.revision import FIRST, known_rows, write
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import writing
 from flsl.runtime.progress import bar
@@ -52,18 +52,14 @@ def check_data(
     if (out / MANIFEST).exists():
         with suppress(UserError):
             before = load_manifest(out)
-    # a row of another data set under the same path may have the same size and time
-    trusted = not fresh and not decode and before.get("root", settings.root) == settings.root
-    # what an earlier check has not decoded it cannot vouch for
-    trusted = trusted and (not settings.decode or before.get("settings", {}).get("decode", False))
+    known = {} if fresh or decode else known_rows(Path(settings.root), out, settings.decode)
     decode = decode or settings.decode
-    known = read_cache(out) if trusted else {}
     with bar(f"checking {KINDS[type(settings)]}", len(listing.entries)) as shown:
         rows = inspect_all(Path(settings.root), listing.entries, known, out, jobs, decode, shown.advance)
     findings = _findings(settings, listing, rows)
     rows = rows if findings.rows is None else findings.rows
     manifest = describe(settings, listing, rows, findings, revision or before.get("revision", FIRST))
-    return manifest, write(out, manifest, listing, rows, known)
+    return manifest, write(out, manifest, listing, rows, known, decode)
 
 
 def _findings(settings: KindSettings, listing: Listing, rows: list[Row]) -> Findings:

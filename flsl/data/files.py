@@ -9,6 +9,7 @@ import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,26 +114,26 @@ def is_settled(folder: Path) -> bool:
     return (folder / FILES).exists() and not any(folder.glob(_PART))
 
 
-def read_cache(folder: Path, strict: bool = False) -> dict[str, Row]:
-    """Return what earlier checks found by path: ``files.csv`` and, of checks that were killed, what they had done.
+def read_table(folder: Path) -> dict[str, Row]:
+    """Return the rows of the ``files.csv`` in ``folder`` by path.
 
     Raises:
-        UserError: with ``strict``, when there is no ``files.csv`` or it is damaged; else that only costs time.
+        UserError: when there is none or it is damaged.
     """
-    try:
-        with no_collector():
-            known = {row.path: row for row in read_rows(folder / FILES)}
-    except UserError:
-        if strict:
-            raise
-        known = {}
-    for part in sorted(folder.glob(_PART)):
+    with no_collector():
+        return {row.path: row for row in read_rows(folder / FILES)}
+
+
+def read_parts(folder: Path, root: Path, decode: bool, known: dict[str, Row]) -> dict[str, Row]:
+    """Return ``known`` rows by path with what killed checks of ``root`` had done that did, or did not, ``decode``."""
+    known = known.copy()
+    for part in sorted(folder.glob(_part(root, decode, "*"))):
         # its last line is cut off where the check was killed
         with (
             part.open(encoding="utf-8", errors="surrogateescape", newline="") as stream,
             suppress(ValueError, csv.Error),
         ):
-            for row in map(_row, csv.reader(stream)):
+            for row in map(_row, csv.reader(takewhile(lambda line: line.endswith(("\r", "\n")), stream))):
                 old = known.get(row.path, row)
                 known[row.path] = row._replace(split=old.split, class_name=old.class_name)
     return known
@@ -154,7 +155,8 @@ def inspect_all(
         root: the data set's folder.
         entries: the files, sorted by path; the rows come in their order.
         known: rows of an earlier check by path.
-        folder: where finished rows are noted meanwhile, so that a killed check goes on where it was; None: nowhere.
+        folder: where finished rows are noted meanwhile, so that a killed check goes on where it was, see
+            :func:`read_parts`; None: nowhere.
         jobs: processes, or threads where few files are to be read; None takes one a core.
         decode: decode every image that is read.
         progress: called with the number of entries that were done since the last call.
@@ -171,7 +173,7 @@ def inspect_all(
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     tasks = [(root, [(entries[index].path, entries[index].holds) for index in chunk], decode) for chunk in chunks]
     with (
-        _Part(folder if todo else None) as part,
+        _Part(folder if todo else None, root, decode) as part,
         warnings.catch_warnings(),
         parallel_map(jobs or cores(), f"{root}: a process that read its files", threads) as mapping,
     ):
@@ -246,15 +248,21 @@ def _row(line: list[str]) -> Row:
     )
 
 
+def _part(root: Path, decode: bool, process: str) -> str:
+    """Return the name of a process's notes, which hold for checks of the same root that look as closely."""
+    about = hashlib.sha256(os.fsencode(root) + (b"\0decoded" if decode else b"")).hexdigest()[:8]
+    return _PART.replace("*", f"{about}.{process}")
+
+
 class _Part:
     """The rows that a running check has finished; each process has its own file, so that none tears another's lines."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, root: Path, decode: bool) -> None:
         self._stream = None
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                path = folder / _PART.replace("*", f"{socket.gethostname()}.{os.getpid()}")
+                path = folder / _part(root, decode, f"{socket.gethostname()}.{os.getpid()}")
                 self._stream = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
             except OSError:
                 self._stream = None  # without it a killed check starts over, nothing else

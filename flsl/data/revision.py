@@ -11,7 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flsl.data.files import FILES, Row, content_sha256, inspect_all, is_settled, read_cache, shown, write_rows
+from flsl.data.files import (
+    FILES,
+    Row,
+    content_sha256,
+    inspect_all,
+    is_settled,
+    read_parts,
+    read_table,
+    shown,
+    write_rows,
+)
 from flsl.data.listing import KindSettings, Listing, folder_facts, list_files
 from flsl.data.manifest import MANIFEST, load_manifest
 from flsl.runtime.errors import UserError
@@ -21,8 +31,27 @@ FOLDERS = "folders.json"
 FIRST = "first"
 
 
+def known_rows(root: Path, folder: Path, decode: bool) -> dict[str, Row]:
+    """Return by path what earlier checks found and one of ``root`` that does, or does not, ``decode`` can take over.
+
+    ``folders.json`` tells, not the manifest, which the workflow removes before it checks again.
+    """
+    seen = _seen(folder)
+    known: dict[str, Row] = {}
+    # a file of another data set may have the same path, size and time, and what was not decoded cannot be vouched for
+    if Path(seen.get("root", root)) == root and (seen.get("decode") or not decode):
+        with suppress(UserError):  # without it the check only takes longer
+            known = read_table(folder)
+    return read_parts(folder, root, decode, known)
+
+
 def write(
-    folder: Path, manifest: Mapping[str, Any], listing: Listing, rows: Sequence[Row], known: Mapping[str, Row]
+    folder: Path,
+    manifest: Mapping[str, Any],
+    listing: Listing,
+    rows: Sequence[Row],
+    known: Mapping[str, Row],
+    decode: bool,
 ) -> bool:
     """Write ``files.csv``, ``folders.json`` and, last, ``manifest.json``; leave alone what would not change.
 
@@ -32,6 +61,7 @@ def write(
         listing: what was listed.
         rows: the rows, sorted by path.
         known: the rows that ``files.csv`` held before, by path.
+        decode: whether every image was decoded.
 
     Returns:
         whether ``manifest.json`` was written.
@@ -39,7 +69,8 @@ def write(
     Raises:
         UserError: when something cannot be written.
     """
-    _write_files(folder, manifest["content_sha256"], listing, rows, known)
+    about = {"root": manifest["root"], "decode": decode}
+    _write_files(folder, manifest["content_sha256"], listing, rows, known, about)
     with suppress(UserError):
         if read_json(folder / MANIFEST, "the manifest") == manifest:
             return False
@@ -53,7 +84,8 @@ def revision(settings: KindSettings, folder: Path | str) -> str:
     Without a manifest it is ``"first"``. Else it looks for changed files as ``settings.watch`` says, reads only those
     whose size or time changed, and returns the manifest's own revision as long as the content is the same; otherwise
     the first 16 digits of the new ``content_sha256``, which the check is to store (``--revision``). A root that is not
-    there changes nothing: a missing disk must not restart the project, and the check itself says so when it runs.
+    there changes nothing: a missing disk must not restart the project, and the check itself says so when it runs. Nor
+    does another root than the manifest's: the check runs for that, and reads it.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).exists():
@@ -64,7 +96,7 @@ def revision(settings: KindSettings, folder: Path | str) -> str:
         return _another("")
     stored = str(manifest["revision"])
     root = Path(settings.root)
-    if settings.watch == "off" or not root.is_dir():
+    if settings.watch == "off" or not root.is_dir() or root != Path(manifest["root"]):
         return stored
     if not (folder / FILES).exists():
         return _another(stored)
@@ -72,14 +104,17 @@ def revision(settings: KindSettings, folder: Path | str) -> str:
     if listing is None:
         return stored
     try:
-        known = read_cache(folder, strict=True)
+        # which it does not decode, so that a check that does reads them itself
+        known = read_parts(folder, root, decode=False, known=read_table(folder))
     except UserError:
         return _another(stored)
     rows = inspect_all(root, listing.entries, known, folder, threads=True)
     content = content_sha256(rows)
     if content == manifest["content_sha256"]:
         with suppress(UserError):  # a folder that cannot be written costs time at the next look, nothing else
-            _write_files(folder, content, listing, [_touched(known.get(row.path, row), row) for row in rows], known)
+            about = {name: value for name, value in _seen(folder).items() if name in ("root", "decode")}
+            rows = [_touched(known.get(row.path, row), row) for row in rows]
+            _write_files(folder, content, listing, rows, known, about)
         return stored
     return content[:16] if content[:16] != stored else _another(stored)
 
@@ -96,15 +131,22 @@ def _another(stored: str) -> str:
 
 def _unchanged(settings: KindSettings, root: Path, folder: Path, content: str) -> Listing | None:
     """Return None if nothing tells of a change since ``folders.json`` was written for ``content``, else the listing."""
-    seen: dict[str, Any] = {}
-    with suppress(UserError):
-        read = read_json(folder / FOLDERS, "the folders' times")
-        if isinstance(read, dict) and read.get("content_sha256") == content and isinstance(read.get("folders"), dict):
-            seen = read
+    seen = _seen(folder)
+    if seen.get("content_sha256") != content or not isinstance(seen.get("folders"), dict):
+        seen = {}
     if seen and settings.watch == "folders" and seen["folders"] == _plain(folder_facts(root, seen["folders"])):
         return None
     listing = list_files(settings, strict=False)
     return None if seen and seen["files_sha256"] == _stats_sha256(listing) else listing
+
+
+def _seen(folder: Path) -> dict[str, Any]:
+    """Return what ``folders.json`` says, nothing where it is missing or damaged."""
+    with suppress(UserError):
+        seen = read_json(folder / FOLDERS, "the folders' times")
+        if isinstance(seen, dict):
+            return seen
+    return {}
 
 
 def _stats_sha256(listing: Listing) -> str:
@@ -122,12 +164,18 @@ def _plain(folders: Mapping[str, tuple[int, int]]) -> dict[str, list[int]]:
     return {path: list(facts) for path, facts in sorted(folders.items()) if shown(path) == path}
 
 
-def _write_files(folder: Path, content: str, listing: Listing, rows: Sequence[Row], known: Mapping[str, Row]) -> None:
-    """Write ``files.csv`` and ``folders.json`` where they would change."""
+def _write_files(
+    folder: Path,
+    content: str,
+    listing: Listing,
+    rows: Sequence[Row],
+    known: Mapping[str, Row],
+    about: Mapping[str, Any],
+) -> None:
+    """Write ``files.csv`` and ``folders.json`` where they would change; ``about`` says for what the rows hold."""
     if len(rows) != len(known) or any(known.get(row.path) != row for row in rows) or not is_settled(folder):
         write_rows(folder, rows)
-    seen = {"content_sha256": content, "files_sha256": _stats_sha256(listing), "folders": _plain(listing.folders)}
-    with suppress(UserError):
-        if read_json(folder / FOLDERS, "the folders' times") == seen:
-            return
-    write_json(folder / FOLDERS, seen)
+    facts = {"content_sha256": content, "files_sha256": _stats_sha256(listing), "folders": _plain(listing.folders)}
+    seen = {**about, **facts}
+    if _seen(folder) != seen:
+        write_json(folder / FOLDERS, seen)

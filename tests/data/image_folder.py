@@ -20,6 +20,7 @@ def make_image(path: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> N
 
 def check_images(root: Path, out: Path, **options: Any) -> dict[str, Any]:
     changes = {name: options.pop(name) for name in ("train", "val", "boxes") if name in options}
+    changes |= options.pop("settings", {})
     return check_data(ImageFolderSettings(root=str(root), **changes), out, **options)[0]
 
 

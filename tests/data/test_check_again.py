@@ -13,10 +13,13 @@ import pytest
 from image_folder import check_images, make_image, quarantined
 from processes import alive, wait_for
 
+from flsl.config.data import ImageFolderSettings
 from flsl.data import files, integrity
-from flsl.data.files import FILES, read_rows, write_rows
+from flsl.data.check import check_data
+from flsl.data.files import FILES, Row, read_parts, read_rows, write_rows
 from flsl.data.images import ImageSet
 from flsl.data.manifest import load_manifest
+from flsl.data.revision import revision
 from flsl.runtime.errors import UserError
 
 
@@ -83,12 +86,17 @@ def test_fresh_and_decode_read_every_file(root: Path, tmp_path: Path, reads: lis
         assert len(reads) == 8
 
 
+def _spoil(path: Path) -> bytes:
+    """Make an image's Huffman table claim more codes than there are: its end is whole, yet nothing can be decoded."""
+    data = path.read_bytes()
+    table = data.index(b"\xff\xc4")
+    path.write_bytes(data[: table + 5] + b"\xff" * 16 + data[table + 21 :])
+    return data
+
+
 def test_what_decoding_found_is_kept_until_the_bytes_change(root: Path, tmp_path: Path) -> None:
     victim = root / "train" / "cat" / "1.JPEG"
-    data = victim.read_bytes()
-    table = data.index(b"\xff\xc4")
-    # a Huffman table that claims more codes than there are: the end is whole, yet nothing can be decoded
-    victim.write_bytes(data[: table + 5] + b"\xff" * 16 + data[table + 21 :])
+    data = _spoil(victim)
     out = tmp_path / "out"
     assert check_images(root, out)["quarantined"]["count"] == 0
     found = quarantined(check_images(root, out, decode=True))
@@ -100,16 +108,46 @@ def test_what_decoding_found_is_kept_until_the_bytes_change(root: Path, tmp_path
     assert quarantined(check_images(root, out)) == {}
 
 
-def test_another_root_is_not_taken_for_the_old_one(root: Path, tmp_path: Path, reads: list[str]) -> None:
+@pytest.mark.parametrize("workflow", [False, True])
+def test_another_root_is_not_taken_for_the_old_one(
+    root: Path, tmp_path: Path, reads: list[str], workflow: bool
+) -> None:
     check_images(root, tmp_path / "out")
     other = tmp_path / "other"
     root.rename(other)
+    if workflow:  # snakemake removes what a rule is to make
+        (tmp_path / "out" / "manifest.json").unlink()
     reads.clear()
     assert check_images(other, tmp_path / "out")["root"] == str(other)
     assert len(reads) == 8
+    reads.clear()
+    check_images(other, tmp_path / "out")
+    assert reads == []
 
 
-def test_a_killed_check_goes_on_where_it_was(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_decoded_is_not_decoded_again(root: Path, tmp_path: Path, reads: list[str]) -> None:
+    out = tmp_path / "out"
+    check_images(root, out, settings={"decode": True})
+    os.utime(root / "train" / "cat" / "1.JPEG")
+    (out / "manifest.json").unlink()  # as snakemake does before it runs the check
+    reads.clear()
+    check_images(root, out, settings={"decode": True})
+    assert reads == ["1.JPEG"]
+
+
+def test_what_was_only_looked_at_is_decoded_where_that_is_asked_for(root: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", ImageFolderSettings(root=str(root), decode=True)
+    check_images(root, out, settings={"decode": True})
+    _spoil(root / "train" / "cat" / "1.JPEG")
+    asked = revision(settings, out)  # the workflow's look at what has changed notes what it reads
+    assert asked != "first"
+    assert list(quarantined(check_data(settings, out, asked)[0])) == ["train/cat/1.JPEG"]
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_a_killed_check_goes_on_where_it_was(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode: bool
+) -> None:
     out, real, opened = tmp_path / "out", integrity.inspect, []
 
     def dies(path: Path, *args: Any) -> integrity.Inspection:
@@ -121,16 +159,25 @@ def test_a_killed_check_goes_on_where_it_was(root: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(files, "_CHUNK", 2)
     monkeypatch.setattr(files, "inspect", dies)
     with pytest.raises(KeyboardInterrupt):
-        check_images(root, out, jobs=1)
+        check_images(root, out, settings={"decode": decode}, jobs=1)
     (part,) = out.glob("files.part.*.csv")
     with part.open("a") as stream:
         stream.write("train/cat/half a li")
     opened.clear()
     opened.extend([""] * 6)
-    manifest = check_images(root, out, jobs=1)
+    manifest = check_images(root, out, settings={"decode": decode}, jobs=1)
     assert len(opened) == 6 + 4  # two chunks of two were finished before
     assert not list(out.glob("files.part.*"))
     assert manifest["content_sha256"] == check_images(root, tmp_path / "fresh")["content_sha256"]
+
+
+def test_a_row_that_a_killed_check_has_cut_off_is_not_known(tmp_path: Path) -> None:
+    rows = [Row(f"{name}.png", "", "", 9, 9, "P", "PNG", 80, 1, "0" * 16, "ok", "0 1 23") for name in "ab"]
+    with files._Part(tmp_path, tmp_path, decode=False) as part:
+        part.add(rows)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-3])  # it would seem to be a mask of object 2
+    assert read_parts(tmp_path, tmp_path, False, {}) == {"a.png": rows[0]}
 
 
 def test_a_killed_check_leaves_no_process_behind(root: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_first_without_a_manifest_and_with_an_unchanged_one(
     reads.clear()
     state = _state(out)
     # of a million unchanged files not even the table's rows are read
-    monkeypatch.setattr("flsl.data.revision.read_cache", None)
+    monkeypatch.setattr("flsl.data.revision.read_table", None)
     for watch in ("files", "folders", "off"):
         assert revision(_settings(root, watch), out) == "first"
     assert reads == []
@@ -161,6 +161,16 @@ def test_a_missing_root_keeps_the_revision_a_missing_split_does_not(root: Path, 
     root.with_name("unmounted").rename(root)
     (root / "val").rename(root / "gone")
     assert revision(_settings(root), out) != "first"
+
+
+def test_another_root_is_left_to_the_check(root: Path, out: Path, reads: list[str]) -> None:
+    other = root.rename(root.with_name("other"))
+    os.utime(other / "train" / "cat" / "0.png")
+    reads.clear()
+    assert revision(_settings(other), out) == "first"
+    assert reads == []
+    check_data(_settings(other), out, "first")
+    assert len(reads) == 6
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "files.csv"])
