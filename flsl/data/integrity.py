@@ -102,7 +102,8 @@ def _look(data: bytes, holds: Holds, decode: bool) -> tuple[int, int, str, str, 
 def _mask_ids(image: Image.Image) -> str:
     if image.mode not in ("P", "L", "1"):
         raise ValueError(f"a mask is an indexed PNG, not mode {image.mode}")
-    return " ".join(map(str, np.unique(np.asarray(image))))
+    # a mask of one bit gives truth values
+    return " ".join(map(str, np.unique(np.asarray(image).astype(np.uint8))))
 
 
 def _unread(info: os.stat_result | None, status: str) -> Inspection:

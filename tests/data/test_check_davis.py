@@ -55,6 +55,14 @@ def test_a_consistent_copy(root: Path) -> None:
     assert read_lists(DavisDataSettings(root=str(root))) == {"val": ["bear", "camel"]}
 
 
+def test_masks_of_one_bit_name_one_object(root: Path) -> None:
+    for path in (root / MASKS / "camel").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)) == 1).save(path)
+    manifest = _check(root)
+    assert manifest["inconsistencies"]["first"] == []
+    assert manifest["splits"]["val"]["objects"] == 3
+
+
 def _number_without_zeros(root: Path) -> None:
     for path in (root / FRAMES / "bear").iterdir():
         path.unlink()
