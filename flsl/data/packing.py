@@ -15,9 +15,10 @@ import numpy as np
 
 from flsl.data.files import FILES, Row, content_sha256, read_rows
 from flsl.data.manifest import load_manifest
-from flsl.data.pack import PACK, describe, plain, whole_shard
+from flsl.data.pack import PACK, Pack, describe, plain
 from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import atomic, write_json, writing
+from flsl.runtime.lock import in_turn
+from flsl.runtime.outputs import atomic, write_json
 from flsl.runtime.progress import Bar, bar
 
 SHARD_MB = 1024
@@ -30,7 +31,8 @@ _READ_AHEAD = 256
 def pack_images(manifest_folder: Path, out: Path, shard_mb: int = SHARD_MB) -> dict[str, Any]:
     """Pack the usable images of every split, and name the pack in the manifest's folder.
 
-    What an earlier, killed call has finished is kept; a pack that is up to date is left alone.
+    What an earlier, killed call has finished is kept; a pack that is up to date is left alone. Calls for one folder
+    wait for each other.
 
     Args:
         manifest_folder: what ``flsl data check images`` wrote.
@@ -46,25 +48,32 @@ def pack_images(manifest_folder: Path, out: Path, shard_mb: int = SHARD_MB) -> d
     manifest = load_manifest(manifest_folder)
     if manifest["kind"] != "images":
         raise UserError(f"{manifest_folder}: a manifest of kind {manifest['kind']}; only image folders are packed")
-    root = Path(manifest["root"])
+    if out.resolve() == manifest_folder.resolve():
+        raise UserError(f"{out}: holds the manifest, whose {PACK} names the pack; choose another folder for the pack")
     rows: dict[str, list[Row]] = {split: [] for split in manifest["splits"] if split}
     for row in read_rows(manifest_folder / FILES):
         if row.ok and row.format:
             rows[row.split].append(row)
-    before = _before(out, manifest["root"])
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+    # experiments that share the pack may be started together
+    with in_turn(out / ".pack.lock", f"{out}: another process packs into this folder; this one goes on when it ends"):
+        description = _pack(manifest["root"], out, rows, shard_mb)
+    write_json(manifest_folder / PACK, {"folder": str(out)})
+    return description
+
+
+def _pack(root: str, out: Path, rows: dict[str, list[Row]], shard_mb: int) -> dict[str, Any]:
+    """Bring the pack up to date with the usable images by split; return its description."""
+    before = _before(out, root)
     with bar("packing images", sum(map(len, rows.values()))) as shown:
         splits = {
-            name: _up_to_date(out, before["splits"].get(name), content_sha256(found), shown)
-            or _pack_split(root, out, name, found, shard_mb, shown)
+            name: _up_to_date(out, before["splits"].get(name), name, content_sha256(found), shown)
+            or _pack_split(Path(root), out, name, found, shard_mb, shown)
             for name, found in rows.items()
         }
-    description = {"root": manifest["root"], "splits": splits}
+    description = {"root": root, "splits": splits}
     if description != before:
         write_json(out / PACK, description)
-    write_json(manifest_folder / PACK, {"folder": str(out)})
-    # what replaced or killed packs left: there is one writer a folder
+    # what replaced or killed packs left
     for path in (*(plain(out, name) for name in _files(before) - _files(description)), *out.glob(".*.tar.*.tmp")):
         path.unlink(missing_ok=True)
     return description
@@ -74,19 +83,25 @@ def _before(out: Path, root: str) -> dict[str, Any]:
     """Return the description of the pack that is there, empty if there is none."""
     if not (out / PACK).exists():
         return {"root": root, "splits": {}}
-    before = describe(out)
+    try:
+        before = describe(out)
+    except UserError:
+        raise UserError(
+            f"{out / PACK}: does not describe a pack; remove it, or choose another folder for the pack"
+        ) from None
     if before.get("root") != root:
         raise UserError(f"{out}: holds a pack of {before.get('root')}, not of {root}; choose another folder")
     return before
 
 
-def _up_to_date(out: Path, before: dict[str, Any] | None, content: str, shown: Bar) -> dict[str, Any] | None:
+def _up_to_date(
+    out: Path, before: dict[str, Any] | None, split: str, content: str, shown: Bar
+) -> dict[str, Any] | None:
     """Return what an earlier pack says of a split, if it is of these images and its files are whole."""
-    if before is None or before["content_sha256"] != content or not plain(out, before["index"]).exists():
+    if before is None:
         return None
     try:
-        for shard in before["shards"]:
-            whole_shard(out, shard)
+        Pack(out, split, content)
     except UserError:
         return None
     shown.advance(before["images"])

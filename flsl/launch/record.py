@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flsl.runtime.errors import UserError
-from flsl.runtime.lock import locked
-from flsl.runtime.outputs import read_json, write_json, writing
-from flsl.runtime.progress import say
+from flsl.runtime.lock import in_turn
+from flsl.runtime.outputs import read_json, write_json
 
 RECORD = "job.json"
 
@@ -86,12 +84,6 @@ def only_one(out: Path) -> Iterator[None]:
 
     A workflow that was killed may have left its waiting command behind, while it is started again.
     """
-    path = out / ".submit.lock"
-    with contextlib.ExitStack() as stack:
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(locked(path))
-        if not held:
-            say(f"{out}: another `flsl submit` waits for this folder's job; this one goes on when that one ends")
-            stack.enter_context(locked(path, math.inf))
+    message = f"{out}: another `flsl submit` waits for this folder's job; this one goes on when that one ends"
+    with in_turn(out / ".submit.lock", message):
         yield

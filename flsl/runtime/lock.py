@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flsl.runtime.outputs import writing
+from flsl.runtime.progress import say
+
 _SECONDS = 0.05
 
 
@@ -34,6 +37,27 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[bool]:
         yield held
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def in_turn(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock while the body of ``with`` runs; where another process holds it, say ``message`` and wait for it.
+
+    Args:
+        path: its file; made with its folder where it is missing, and left there.
+        message: one line for the terminal.
+
+    Raises:
+        UserError: when the file cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(locked(path))
+        if not held:
+            say(message)
+            stack.enter_context(locked(path, math.inf))
+        yield
 
 
 def _take(handle: int, wait: bool) -> bool:

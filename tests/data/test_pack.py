@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import tarfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image
 
 from flsl.cli import main
 from flsl.config.data import ImageFolderSettings
+from flsl.data import packing
 from flsl.data.check import check_data
 from flsl.data.images import ImageSet
 from flsl.data.pack import PACK
@@ -122,7 +125,7 @@ def test_a_file_that_changed_since_the_check_is_not_packed(place: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"5\.jpg: cannot be read \(No such file"):
         pack_images(place / "manifest", place / "pack")
-    assert not list((place / "pack").iterdir())
+    assert not list((place / "pack").glob("[!.]*"))
     assert not (place / "manifest" / PACK).exists()
 
 
@@ -193,7 +196,9 @@ def test_damaged_packs_are_one_line(place: Path, what: str, words: str) -> None:
         ImageSet.from_manifest(place / "manifest", "train")
 
 
-@pytest.mark.parametrize("what", ["truncated shard", "no shard", "no index"])
+@pytest.mark.parametrize(
+    "what", ["truncated shard", "no shard", "no index", "truncated index", "other index", "wild index", "pickled index"]
+)
 def test_packing_again_repairs(place: Path, what: str) -> None:
     wanted = _pixels(ImageSet.from_manifest(place / "manifest", "train"))
     pack_images(place / "manifest", place / "pack", shard_mb=1)
@@ -201,6 +206,48 @@ def test_packing_again_repairs(place: Path, what: str) -> None:
     pack_images(place / "manifest", place / "pack", shard_mb=1)
     for made, pixels in zip(_pixels(ImageSet.from_manifest(place / "manifest", "train")), wanted, strict=True):
         assert torch.equal(made, pixels)
+
+
+@pytest.mark.parametrize("what", ["not json", "no splits"])
+def test_a_description_that_is_none_is_not_overwritten(place: Path, what: str) -> None:
+    pack_images(place / "manifest", place / "pack")
+    _damage(place, what)
+    with pytest.raises(UserError, match=r"pack/pack\.json: does not describe a pack; remove it, or choose another"):
+        pack_images(place / "manifest", place / "pack")
+    (place / "pack" / PACK).unlink()
+    pack_images(place / "manifest", place / "pack")
+    assert len(ImageSet.from_manifest(place / "manifest", "train")) == 13
+
+
+def test_the_manifests_own_folder_holds_no_pack(place: Path) -> None:
+    (place / "link").symlink_to(place / "manifest")
+    for folder in (place / "manifest", place / "link"):
+        with pytest.raises(UserError, match=r"holds the manifest, whose pack\.json names the pack; choose another"):
+            pack_images(place / "manifest", folder)
+    assert ImageSet.from_manifest(place / "manifest", "train").pack is None
+
+
+def test_two_that_pack_at_once_take_turns(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, said, others = packing._read, threading.Event(), []
+
+    def second() -> None:
+        others.append(pack_images(place / "manifest", place / "pack"))
+
+    def read_late(*args: Any) -> bytes:
+        """Read a file, the first one not before the second call waits."""
+        if not thread.ident:
+            thread.start()
+            assert said.wait(30)
+        return read(*args)
+
+    thread = threading.Thread(target=second)
+    monkeypatch.setattr(packing, "_READERS", 1)
+    monkeypatch.setattr(packing, "_read", read_late)
+    monkeypatch.setattr("flsl.runtime.lock.say", lambda line: said.set())
+    description = pack_images(place / "manifest", place / "pack")
+    thread.join()
+    assert others == [description]
+    assert len(ImageSet.from_manifest(place / "manifest", "train")) == 13
 
 
 def test_a_shard_that_ends_while_it_is_read_is_one_line(place: Path) -> None:
