@@ -67,8 +67,9 @@ def find_boxes(root: Path, boxes: str, paths: Sequence[str]) -> CsvBoxes | XmlBo
     Args:
         root: the data set's folder.
         boxes: CSV file or folder of XML files below ``root`` (``data.images.boxes``). The CSV file's header is
-            ``path,x0,y0,x1,y1``, its paths are below ``root``. An XML file has its image's name and lies in a folder
-            named as its image's (``<class>/<name>.xml``, ``<split>/<class>/<name>.xml``) or flat.
+            ``path,x0,y0,x1,y1``, its paths are below ``root``. An XML file has its image's name and lies in folders
+            named as its image's (``<class>/<name>.xml``, ``<split>/<class>/<name>.xml``, ``<split>/<name>.xml``) or
+            flat.
         paths: the images below ``root``.
 
     Returns:
@@ -136,8 +137,10 @@ def match_xml(root: Path, folder: str, paths: Iterable[str]) -> Iterator[tuple[s
                 continue
             relative = (Path(base) / name).relative_to(place).as_posix()
             # `val/n01440764/x.xml` names its image best, `x.xml` least
-            tail = "/" + _stem(relative)
-            fits = [path for path in by_stem.get(Path(name).stem, ()) if ("/" + _stem(path)).endswith(tail)]
+            named, tail = by_stem.get(Path(name).stem, ()), "/" + _stem(relative)
+            fits = [path for path in named if ("/" + _stem(path)).endswith(tail)]
+            # `val/x.xml` of `val/n01440764/x.JPEG`: ImageNet's are not sorted into classes
+            fits = fits or [path for path in named if _within(relative, path)]
             if len(fits) > 1:
                 raise UserError(
                     f"{place / relative}: fits {len(fits)} images, {fits[0]} and {fits[1]} among them; "
@@ -186,6 +189,12 @@ def _parse_xml(file: Path) -> tuple[Size | None, Boxes]:
     if not np.isfinite(boxes).all() or (boxes[:, :2] > boxes[:, 2:]).any():
         raise UserError(f"{file}: a box needs xmin <= xmax and ymin <= ymax")
     return ((width, height) if width > 0 and height > 0 else None), boxes
+
+
+def _within(one: str, other: str) -> bool:
+    """Return whether the folders in the path ``one`` are, in their order, among those in ``other``."""
+    left = iter(other.split("/")[:-1])
+    return all(name in left for name in one.split("/")[:-1])
 
 
 def _stem(path: str) -> str:

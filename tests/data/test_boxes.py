@@ -52,7 +52,7 @@ def read_boxes(
     return {paths[image]: found.read(image, size).tolist() for image in found.images.tolist()}
 
 
-@pytest.mark.parametrize("folder", ["boxes/n1", "boxes", "boxes/val/n1", "boxes/deeper/val/n1"])
+@pytest.mark.parametrize("folder", ["boxes/n1", "boxes", "boxes/val/n1", "boxes/val", "boxes/deeper/val/n1"])
 def test_voc_files_find_their_images_nested_or_flat(root: Path, folder: str) -> None:
     # the whole image, and the pixel at its top left corner: from 1, corners included
     _write(root, f"{folder}/n1_2_val.xml", _voc([(1, 1, 40, 30), (1, 1, 1, 1)]))
@@ -60,6 +60,14 @@ def test_voc_files_find_their_images_nested_or_flat(root: Path, folder: str) -> 
         assert read_boxes(root, "boxes") == {}
     else:
         assert read_boxes(root, "boxes") == {"val/n1/n1_2_val.JPEG": [[0, 0, 40, 30], [0, 0, 1, 1]]}
+
+
+def test_imagenets_own_folders(tmp_path: Path) -> None:
+    images = ["Data/CLS-LOC/train/n1/n1_1.JPEG", "Data/CLS-LOC/val/n1/val_1.JPEG", "Data/CLS-LOC/val/n2/val_2.JPEG"]
+    for name in ("train/n1/n1_1", "val/val_1", "val/val_2", "val/val_3", "train/val_1"):
+        _write(tmp_path, f"Annotations/CLS-LOC/{name}.xml", _voc([(1, 1, 40, 30)]))
+    assert list(read_boxes(tmp_path, "Annotations/CLS-LOC", images)) == images
+    assert list(read_boxes(tmp_path, "Annotations", images)) == images
 
 
 def test_boxes_are_scaled_from_the_size_that_their_file_names_and_clipped(root: Path) -> None:
