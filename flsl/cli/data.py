@@ -60,16 +60,17 @@ def _add_check(sub: Commands) -> None:
     """Add ``flsl data check``."""
     parser = sub.add_parser("check", help="Read a data set once and write what it holds.")
     kinds = parser.add_subparsers(metavar="KIND", required=True, title="kinds of data sets")
-    for kind, what in (
-        ("images", "an image folder, <split>/<class>/<image>"),
-        ("coco", "COCO's images and instances_*.json"),
-        ("uavdt", "UAVDT's frames and ground truth"),
-        ("davis", "DAVIS 2017"),
+    stop = "stages that need them say so before they begin"
+    for kind, what, damaged in (
+        ("images", "an image folder, <split>/<class>/<image>", "all stages leave them out"),
+        ("coco", "COCO's images and instances_*.json", stop),
+        ("uavdt", "UAVDT's frames and ground truth", stop),
+        ("davis", "DAVIS 2017", "sequences that have some cannot be propagated"),
     ):
-        _add_kind(kinds, kind, what)
+        _add_kind(kinds, kind, what, damaged)
 
 
-def _add_kind(kinds: Commands, kind: str, what: str) -> None:
+def _add_kind(kinds: Commands, kind: str, what: str, damaged: str) -> None:
     parser = command(
         kinds,
         kind,
@@ -77,7 +78,7 @@ def _add_kind(kinds: Commands, kind: str, what: str) -> None:
         f"Check {what}.",
         "\n\nReads every file whose size or time changed since the last check, and writes manifest.json (counts,\n"
         "classes, sizes, content hash, what was quarantined and why) and files.csv (one row per file). Damaged files\n"
-        "are quarantined: training skips them. Nothing is written into the data set.",
+        f"are quarantined: {damaged}. Nothing is written into the data set.",
     )
     parser.set_defaults(kind=kind)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")

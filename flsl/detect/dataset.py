@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from flsl.config.detect import RecipeSettings
 from flsl.data.decode import load_rgb
+from flsl.data.files import FILES, read_rows
 from flsl.data.listing import no_collector
+from flsl.data.manifest import load_manifest
 from flsl.data.order import Key
 from flsl.data.rle import MaskError, check, check_codes, compress
 from flsl.data.strings import Strings
@@ -86,6 +88,26 @@ def check_files(truth: Annotations, folder: Path) -> None:
         raise UserError(
             f"{folder}: {len(missing)} of the {len(truth.images)} images of {truth.path} are missing, e.g. {missing[0]}"
         )
+
+
+def check_suspects(manifest: Path, records: Mapping[Path, Record]) -> None:
+    """Read the images that the data set's check found damaged or of another size than they are listed with.
+
+    Hours of training, or all of it where they are predicted on, would end at them.
+
+    Args:
+        manifest: which the check wrote.
+        records: COCO's records by the images' paths.
+
+    Raises:
+        UserError: naming the first that is still so.
+    """
+    folder = manifest.parent
+    root = Path(load_manifest(folder)["root"])
+    for row in read_rows(folder / FILES) if (folder / FILES).exists() else ():
+        record = records.get(root / row.path)
+        if record is not None and (not row.ok or (row.width, row.height) != (record["width"], record["height"])):
+            _check_size(load_rgb(root / row.path).size, record, root / row.path)
 
 
 @no_collector()
@@ -168,8 +190,9 @@ class TrainingImages(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
         record = self._data.images[index]
-        image = load_rgb(self._data.folder / record["file_name"])
-        _check_size(image.size, record, self._data.folder)
+        path = self._data.folder / record["file_name"]
+        image = load_rgb(path)
+        _check_size(image.size, record, path)
         height, width = record["height"], record["width"]
         geometry = draw(np.random.default_rng((self._seed, epoch, index)), width, height, self._recipe)
         masks = None
@@ -191,19 +214,19 @@ class TestImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self._records[index]
-        image = load_rgb(self._folder / record["file_name"])
-        _check_size(image.size, record, self._folder)
+        path = self._folder / record["file_name"]
+        image = load_rgb(path)
+        _check_size(image.size, record, path)
         size = fitted(*image.size, self._recipe.test_short_side, self._recipe.long_side)
         pixels = apply_image(image, Geometry((0, 0, *image.size), size, False))
         empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
         return Sample(pixels, empty, record["id"], (image.height, image.width))
 
 
-def _check_size(size: tuple[int, int], record: Record, folder: Path) -> None:
+def _check_size(size: tuple[int, int], record: Record, path: Path) -> None:
     if size != (record["width"], record["height"]):
         raise UserError(
-            f"{folder / record['file_name']}: is {size[0]}×{size[1]} pixels, but its annotations say "
-            f"{record['width']}×{record['height']}"
+            f"{path}: is {size[0]}×{size[1]} pixels, but its annotations say {record['width']}×{record['height']}"
         )
 
 

@@ -11,7 +11,7 @@ from flsl.config.experiment import Experiment
 from flsl.data.manifest import checked, content
 from flsl.detect.coco_eval import IouType, evaluate, true_masks
 from flsl.detect.coco_files import Annotations, Record, parse_annotations, read_annotations
-from flsl.detect.dataset import check_files, training_set
+from flsl.detect.dataset import check_files, check_suspects, training_set
 from flsl.detect.draw import draw_predictions
 from flsl.detect.engines import require_engine, train_with
 from flsl.detect.finetune import Task
@@ -67,6 +67,11 @@ def _run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path,
     # gigabytes of polygons, which each rank would keep to the end
     del train
     check_files(val, val_images)
+    manifests = checked(experiment, stage)
+    for manifest in manifests:
+        records = {train_images / record["file_name"]: record for record in data.images}
+        records |= {val_images / record["file_name"]: record for record in val.images.values()}
+        check_suspects(manifest, records)
     device = distributed.choose_device(experiment.compute.device)
     params = {
         "seed": experiment.seed,
@@ -75,7 +80,6 @@ def _run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path,
         "recipe": recipe.plain(),
         "backbone": {"model": choice.model, "random": choice.random},
     }
-    manifests = checked(experiment, stage)
     record = StageRecord(stage, name, params, [*inputs, *manifests, *choice.inputs], distributed.describe(device))
     task = Task(
         stage, settings, recipe, experiment.compute, experiment.seed, data, content(manifests), val, val_images, masks,

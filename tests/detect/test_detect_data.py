@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from flsl.config.detect import RecipeSettings
+from flsl.data.check import check_data
 from flsl.detect import stage
 from flsl.detect.augment import Target
 from flsl.detect.coco_files import Annotations, read_annotations
@@ -85,6 +86,30 @@ def test_an_image_of_another_size_or_unreadable_gets_one_line(tiny: Path) -> Non
     (tiny / "images/000.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"000.png"):
         list(loader(TrainingImages(data, recipe, 0), 0, CPU, batch_sampler=[[(0, 0)]]))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "of another size"])
+def test_what_the_check_found_stops_the_stage_before_it_trains(tiny: Path, tmp_path: Path, damage: str) -> None:
+    (tiny / "val").mkdir()
+    for path in (tiny / "images").iterdir():
+        (tiny / "val" / path.name).write_bytes(path.read_bytes())
+    victim = tiny / "val" / "003.png"
+    whole = victim.read_bytes()
+    if damage == "truncated":
+        victim.write_bytes(whole[:-100])
+    else:
+        Image.new("RGB", (9, 9)).save(victim)
+    experiment = tiny_experiment(tiny, "data.coco.val_images=val", f"results={tmp_path}", "detection.coco.epochs=1")
+    settings = experiment.data.coco
+    assert settings is not None
+    check_data(settings, tmp_path / "tiny" / "data" / "coco")
+    out = tmp_path / "tiny" / "runs" / "base" / "coco"
+    with pytest.raises(UserError, match=f"003.png: .*{'truncated' if damage == 'truncated' else '9×9'}"):
+        stage.run("coco", experiment, EncoderChoice(random=True), out, "base")
+    assert not (out / "history.jsonl").exists()
+    # mended since, it stops nothing
+    victim.write_bytes(whole)
+    assert stage.run("coco", experiment, EncoderChoice(random=True), out, "base")
 
 
 def test_each_image_has_the_segmentations_of_its_file(tiny: Path) -> None:
