@@ -10,6 +10,11 @@ from PIL import Image, UnidentifiedImageError
 
 from flsl.runtime.errors import UserError
 
+try:
+    from simplejpeg import decode_jpeg as decode_jpeg
+except ImportError:  # on a machine for which there is no wheel
+    decode_jpeg = None
+
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 """Names that count as images: torchvision's ImageFolder list, so that both see the same files."""
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")

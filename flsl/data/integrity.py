@@ -12,13 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from flsl.data.decode import open_image, reason, to_rgb
+from flsl.data.decode import decode_jpeg, open_image, reason, to_rgb
 from flsl.data.listing import Holds
 
 OK = "ok"
 _DIGEST_BYTES = 8
 _LARGEST_IMAGE = 512 * 2**20
 _JPEG_END = b"\xff\xd9"
+# in libjpeg's words, that pixels are lost; it has others for oddities that cost none
+_LOST = ("premature end", "bad Huffman code", "instead of RST")
 
 
 class Inspection(NamedTuple):
@@ -51,7 +53,7 @@ def inspect(path: Path, holds: Holds, decode: bool = False) -> Inspection:
 
     The bytes are read once, for the digest. Then an image's header is parsed, and a JPEG is taken as whole if the
     end-of-image marker follows its pixels, a PNG if the checksums of all its chunks hold up to its end; other formats
-    are rare and decoded. ``decode`` also decodes every image as training will: that finds damage in the middle.
+    are rare and decoded. ``decode`` also decodes every image: that finds damage in the middle.
     """
     try:
         with path.open("rb") as stream:
@@ -90,13 +92,29 @@ def _look(data: bytes, holds: Holds, decode: bool) -> tuple[int, int, str, str, 
                 else:
                     to_rgb(image)
                 if decode and holds == "images":
-                    with open_image(BytesIO(data)) as again:  # a verified PNG cannot be decoded any more
-                        to_rgb(again)
+                    _decode(data)
             except Exception as error:  # whatever a decoder of damaged bytes may raise
                 status = reason(error)
             return width, height, mode, format_, status, ids
     except Exception as error:  # whatever a parser of damaged bytes may raise
         return 0, 0, "", "", reason(error), ""
+
+
+def _decode(data: bytes) -> None:
+    """Decode an image wholly; where JPEG's pixels are lost, Pillow passes over that and leaves gray in their place.
+
+    Raises:
+        Exception: whatever decoders raise on damaged pixels.
+    """
+    with open_image(BytesIO(data)) as image:
+        if decode_jpeg is not None and image.format == "JPEG" and image.mode in ("RGB", "L"):
+            try:
+                decode_jpeg(data, "GRAY" if image.mode == "L" else "RGB")
+                return
+            except ValueError as error:
+                if any(words in str(error) for words in _LOST):
+                    raise
+        to_rgb(image)
 
 
 def _mask_ids(image: Image.Image) -> str:

@@ -14,13 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flsl.data.decode import open_image, reason, to_rgb
+from flsl.data.decode import decode_jpeg, open_image, reason, to_rgb
 from flsl.runtime.errors import UserError
-
-try:
-    from simplejpeg import decode_jpeg
-except ImportError:  # on a machine for which there is no wheel
-    decode_jpeg = None
 
 
 def read_bytes(path: Path) -> bytes:

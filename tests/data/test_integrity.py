@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from simplejpeg import decode_jpeg
 
 from flsl.data.decode import load_rgb
 from flsl.data.integrity import inspect
@@ -128,6 +129,26 @@ def test_decoding_finds_what_the_cheap_look_cannot(tmp_path: Path) -> None:
     path.write_bytes(_png(8, 8, zlib.compress(b"too short")))  # every checksum holds
     assert inspect(path, "images").status == "ok"
     assert inspect(path, "images", decode=True).status.startswith("cannot be decoded")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_decoding_finds_lost_pixels_over_which_pillow_passes(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "x.jpg"
+    data = _bytes("JPEG", NOISE.convert(mode))
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] + data[middle + 900 :])
+    load_rgb(path)
+    assert inspect(path, "images").status == "ok"
+    found = inspect(path, "images", decode=True).status
+    assert found == "cannot be decoded (Corrupt JPEG data: premature end of data segment)"
+
+
+def test_decoding_forgives_what_costs_no_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(JPEG[:-2] + b"padding" + JPEG[-2:])
+    with pytest.raises(ValueError, match="extraneous bytes before marker"):
+        decode_jpeg(path.read_bytes())
+    assert inspect(path, "images", decode=True).status == "ok"
 
 
 def test_a_file_that_cannot_be_read_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
