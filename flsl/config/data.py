@@ -16,9 +16,12 @@ class ImageFolderSettings(Settings):
 
     root: Place = Field(description="Folder that holds the splits.")
     train: str = Field("train", min_length=1, description="Folder of the training split below `root`.")
-    val: str | None = Field("val", description="Folder of the validation split below `root`; null where there is none.")
+    val: str | None = Field(
+        "val", min_length=1, description="Folder of the validation split below `root`; null where there is none."
+    )
     boxes: str | None = Field(
         None,
+        min_length=1,
         description="Boxes for the aligned k-NN below `root`: a folder of PASCAL VOC XML files as ImageNet's, "
         "or one CSV file `path,x0,y0,x1,y1`.",
     )

@@ -115,6 +115,8 @@ def test_numbers_are_read_as_yaml_1_2_does(text: str, value: object) -> None:
         ({"runs": {"untrained": {}}}, "runs.untrained: baselines has that name, too"),
         ({"results": "re{x}s"}, "results: 're{x}s' has the character {"),
         ({"results": "~nobody-here/res"}, "a.yaml: results: '~nobody-here/res' begins with the home folder of no user"),
+        ({"data": {"images": {"root": "~nobody-here/a"}}}, "a.yaml: data.images.root: '~nobody-here/a' begins with"),
+        ({"data": {"images": {"root": "a", "val": ""}}}, "a.yaml: data.images.val: "),
         ({"results": "a?b"}, "results: 'a?b' has the character ?"),
         ({"baselines": {"b": {"kind": "timm", "model": "m", "checkpoint": "c"}}}, "of kind `timm` reads none"),
         ({"baselines": {"b": {"kind": "random", "model": "m"}}}, "model: a baseline of kind `random` is the runs'"),
