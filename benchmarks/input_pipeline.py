@@ -37,10 +37,11 @@ from torchvision.transforms import v2 as tv
 from flsl.config.data import ImageFolderSettings
 from flsl.config.pretrain import PretrainSettings
 from flsl.data.check import check_data
+from flsl.data.decode import read_bytes
 from flsl.data.images import ImageSet
 from flsl.data.order import Order
 from flsl.data.packing import pack_images
-from flsl.data.pixels import decode_pixels, read_bytes
+from flsl.data.pixels import decode_pixels
 from flsl.data.views import FLSLViews
 from flsl.pretrain.loader import TeacherCrops, build_loader
 from flsl.probe.loading import RandomCrop

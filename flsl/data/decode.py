@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from flsl.data.reading import patiently
 from flsl.runtime.errors import UserError
 
 try:
@@ -37,9 +39,17 @@ def load_rgb(path: Path | str) -> Image.Image:
     Raises:
         UserError: naming the file, when it cannot be read or decoded.
     """
+    return decode_rgb(BytesIO(read_bytes(path)), path)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        UserError: naming the file, when it cannot be read.
+    """
     try:
-        with Path(path).open("rb") as stream:
-            return decode_rgb(stream, path)
+        return patiently(Path(path).read_bytes)
     except OSError as error:
         raise UserError(f"{path}: not a readable image: {reason(error)}") from error
 

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from flsl.config.data import ImageFolderSettings
-from flsl.data.decode import decode_rgb, load_rgb
+from flsl.data.decode import decode_rgb, load_rgb, read_bytes
 from flsl.data.files import FILES, add_content, read_rows, some
 from flsl.data.listing import list_files
 from flsl.data.manifest import MANIFEST, load_manifest
 from flsl.data.pack import Pack, named_pack
-from flsl.data.pixels import decode_pixels, read_bytes
+from flsl.data.pixels import decode_pixels
 from flsl.data.strings import Strings
 from flsl.runtime.errors import UserError
 

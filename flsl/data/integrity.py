@@ -14,6 +14,7 @@ from PIL import Image
 
 from flsl.data.decode import decode_jpeg, open_image, reason, to_rgb
 from flsl.data.listing import Holds
+from flsl.data.reading import patiently
 
 OK = "ok"
 _DIGEST_BYTES = 8
@@ -56,17 +57,21 @@ def inspect(path: Path, holds: Holds, decode: bool = False) -> Inspection:
     are rare and decoded. ``decode`` also decodes every image: that finds damage in the middle.
     """
     try:
-        with path.open("rb") as stream:
-            info = os.fstat(stream.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                return _unread(info, "not a regular file")
-            if holds == "tables" or info.st_size > _LARGEST_IMAGE:
-                digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
-                status = OK if holds == "tables" else f"larger than {_LARGEST_IMAGE // 2**20} MiB"
-                return Inspection(0, 0, "", "", info.st_size, info.st_mtime_ns, digest, status, "")
-            data = stream.read()
+        return patiently(lambda: _inspect(path, holds, decode))
     except OSError as error:
         return _unread(_stat(path), f"cannot be read ({error.strerror})")
+
+
+def _inspect(path: Path, holds: Holds, decode: bool) -> Inspection:
+    with path.open("rb") as stream:
+        info = os.fstat(stream.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            return _unread(info, "not a regular file")
+        if holds == "tables" or info.st_size > _LARGEST_IMAGE:
+            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
+            status = OK if holds == "tables" else f"larger than {_LARGEST_IMAGE // 2**20} MiB"
+            return Inspection(0, 0, "", "", info.st_size, info.st_mtime_ns, digest, status, "")
+        data = stream.read()
     digest = hashlib.blake2b(data, digest_size=_DIGEST_BYTES).hexdigest()
     width, height, mode, format_, status, ids = _look(data, holds, decode)
     return Inspection(width, height, mode, format_, len(data), info.st_mtime_ns, digest, status, ids)

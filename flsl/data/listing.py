@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from flsl.config.data import CocoSettings, DavisDataSettings, ImageFolderSettings, UavdtSettings
 from flsl.data.decode import EXTENSIONS
+from flsl.data.reading import patiently
 from flsl.runtime.errors import UserError, inside, require_folder
 
 KindSettings: TypeAlias = ImageFolderSettings | CocoSettings | UavdtSettings | DavisDataSettings
@@ -205,11 +206,14 @@ def _list_folder(root: Path, folder: _Folder) -> tuple[Listing, list[_Folder]]:
     def add(path: str, size: int, mtime_ns: int, problem: str) -> None:
         listing.entries.append(Entry(path, source.split, class_name, source.holds, size, mtime_ns, problem))
 
-    try:
+    def look() -> tuple[os.stat_result, list[os.DirEntry[str]]]:
         # the time is taken before the names: a change in between shows at the next look
         info = (root / folder.path).stat()
         with os.scandir(root / folder.path) as found:
-            children = list(found)
+            return info, list(found)
+
+    try:
+        info, children = patiently(look)
     except OSError as error:
         add(folder.path, 0, 0, f"folder cannot be listed ({error.strerror})")
         return listing, inner
@@ -227,7 +231,7 @@ def _list_folder(root: Path, folder: _Folder) -> tuple[Listing, list[_Folder]]:
             if child.is_dir():
                 inner.append(_Folder(source, path, (*folder.ancestors, identity)))
                 continue
-            info = child.stat()
+            info = patiently(child.stat)
         except OSError as error:
             gone = isinstance(error, FileNotFoundError)  # what a link names, as the folder has just named the link
             add(path, 0, 0, "a link to nothing" if gone else f"cannot be read ({error.strerror})")

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from flsl.data.reading import patiently
 from flsl.runtime.errors import UserError, right_in
 from flsl.runtime.outputs import read_json
 
@@ -72,19 +73,27 @@ class Pack:
             UserError: when they cannot be read.
         """
         shard, offset, size = self._index[index].tolist()
-        path = self._shards[shard]
         try:
-            if shard not in self._open:
-                self._open[shard] = path.open("rb", buffering=0)
-            # at a given place: processes that share the open file do not disturb each other
-            data = os.pread(self._open[shard].fileno(), size, offset)
-            while len(data) < size:  # a network's file system may give less than it is asked for
-                more = os.pread(self._open[shard].fileno(), size - len(data), offset + len(data))
-                if not more:
-                    raise UserError(f"{path}: ends within image {index}; {_AGAIN}")
-                data += more
+            data = patiently(lambda: self._read(shard, offset, size))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+            raise UserError(f"{self._shards[shard]}: cannot be read ({error.strerror})") from error
+        if len(data) < size:
+            raise UserError(f"{self._shards[shard]}: ends within image {index}; {_AGAIN}")
+        return data
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes of a shard from ``offset`` on, or fewer where it ends."""
+        if shard not in self._open:
+            self._open[shard] = self._shards[shard].open("rb", buffering=0)
+        try:
+            # at a given place: processes that share the open file do not disturb each other
+            data = more = os.pread(self._open[shard].fileno(), size, offset)
+            while more and len(data) < size:  # a network's file system may give less than it is asked for
+                more = os.pread(self._open[shard].fileno(), size - len(data), offset + len(data))
+                data += more
+        except OSError:
+            self._open.pop(shard).close()  # which may have gone stale
+            raise
         return data
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from flsl.data.files import FILES, Row, content_sha256, read_rows
 from flsl.data.manifest import load_manifest
 from flsl.data.pack import PACK, Pack, describe, plain
+from flsl.data.reading import patiently
 from flsl.runtime.errors import UserError
 from flsl.runtime.lock import in_turn
 from flsl.runtime.outputs import atomic, write_json
@@ -187,7 +188,7 @@ def _read_all(root: Path, rows: Sequence[Row]) -> Iterator[bytes]:
 def _read(root: Path, row: Row) -> bytes:
     path = root / row.path
     try:
-        data = path.read_bytes()
+        data = patiently(path.read_bytes)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); run `flsl data check` again") from None
     if blake2b(data, digest_size=len(row.digest) // 2).hexdigest() != row.digest:

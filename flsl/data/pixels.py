@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,18 +15,6 @@ from torch import Tensor
 
 from flsl.data.decode import decode_jpeg, open_image, reason, to_rgb
 from flsl.runtime.errors import UserError
-
-
-def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        UserError: when it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: not a readable image: {reason(error)}") from error
 
 
 def decode_pixels(data: bytes, name: object) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from flsl.data import pixels
-from flsl.data.decode import load_rgb
-from flsl.data.pixels import decode_pixels, read_bytes
+from flsl.data.decode import load_rgb, read_bytes
+from flsl.data.pixels import decode_pixels
 from flsl.runtime.errors import UserError
 
 
