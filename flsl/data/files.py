@@ -172,8 +172,11 @@ def inspect_all(
     threads = threads or len(todo) < _WORTH_PROCESSES  # hashing and decoding leave Python's lock
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     tasks = [(root, [(entries[index].path, entries[index].holds) for index in chunk], decode) for chunk in chunks]
+    # what could not be read is tried each time, and no news
+    before = (known.get(entries[index].path) for index in todo)
+    news = any(row is None or row.digest for row in before)
     with (
-        _Part(folder if todo else None, root, decode) as part,
+        _Part(folder if news else None, root, decode) as part,
         warnings.catch_warnings(),
         parallel_map(jobs or cores(), f"{root}: a process that read its files", threads) as mapping,
     ):

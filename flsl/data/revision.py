@@ -175,7 +175,9 @@ def _write_files(
     """Write ``files.csv`` and ``folders.json`` where they would change; ``about`` says for what the rows hold."""
     if len(rows) != len(known) or any(known.get(row.path) != row for row in rows) or not is_settled(folder):
         write_rows(folder, rows)
-    facts = {"content_sha256": content, "files_sha256": _stats_sha256(listing), "folders": _plain(listing.folders)}
-    seen = {**about, **facts}
+    # whether what could not be read can be read now shows neither in its size nor in its time
+    read = all(row.digest or entry.problem for row, entry in zip(rows, listing.entries, strict=True))
+    stats = _stats_sha256(listing) if read else None
+    seen = {**about, "content_sha256": content, "files_sha256": stats, "folders": _plain(listing.folders)}
     if _seen(folder) != seen:
         write_json(folder / FOLDERS, seen)

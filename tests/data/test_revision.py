@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from flsl.config.data import DavisDataSettings, ImageFolderSettings
 from flsl.data import files
 from flsl.data.check import check_data
+from flsl.data.integrity import Inspection
 from flsl.data.manifest import load_manifest
 from flsl.data.revision import revision
 
@@ -148,6 +150,26 @@ def test_watching_folders_sees_names_not_bytes(root: Path, out: Path, reads: lis
     reads.clear()
     assert revision(_settings(root, "folders"), out) == "first"
     assert reads == []
+
+
+def test_what_could_not_be_read_is_tried_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, real = tmp_path / "out", files.inspect
+
+    def inspect(path: Path, *args: Any) -> Inspection:
+        found = real(path, *args)
+        return found._replace(digest="", status="cannot be read (Permission denied)") if path.name == "0.png" else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "inspect", inspect)
+        check_data(_settings(root), out, "first")
+        state = _state(out)
+        assert revision(_settings(root), out) == "first"
+        assert _state(out) == state
+    # permissions are no part of a file's size and time
+    allowed = revision(_settings(root), out)
+    assert allowed != "first"
+    assert check_data(_settings(root), out, allowed)[0]["quarantined"]["count"] == 0
+    assert revision(_settings(root), out) == allowed
 
 
 def test_watching_is_off_when_it_is_off(root: Path, out: Path) -> None:
