@@ -18,7 +18,7 @@ from flsl.data.decode import decode_rgb, load_rgb, read_bytes
 from flsl.data.files import FILES, add_content, read_rows, some
 from flsl.data.listing import list_files
 from flsl.data.manifest import MANIFEST, load_manifest
-from flsl.data.pack import Pack, named_pack
+from flsl.data.pack import PACK, Pack, named_pack
 from flsl.data.pixels import decode_pixels
 from flsl.data.strings import Strings
 from flsl.runtime.errors import UserError
@@ -102,7 +102,13 @@ class ImageSet:
             )
         if labelled:
             _require_labels(folder / MANIFEST, classes)
-        pack = None if pack_folder is None else Pack(pack_folder, name, content.hexdigest())
+        pack = None
+        if pack_folder is not None:
+            try:
+                pack = Pack(pack_folder, name, content.hexdigest())
+            except UserError as error:
+                remedy = f"or remove {folder / PACK} to read the images from their folder"
+                raise UserError(f"{error}, {remedy}") from None
         return cls._of(Path(manifest["root"]), name, found, set().union(*classes.values()), pack)
 
     @classmethod

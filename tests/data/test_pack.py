@@ -186,13 +186,13 @@ def _damage(place: Path, what: str) -> None:
         ("not json", r"pack\.json: not valid JSON"),
         ("no splits", r"pack\.json: does not describe a pack"),
         ("a path", r"'\.\./images/train/cat/0\.jpg' is no plain name of something right in"),
-        ("no name", r"manifest/pack\.json: names no pack; .*or remove it to read the images from their folder"),
+        ("no name", r"manifest/pack\.json: names no pack"),
     ],
 )
 def test_damaged_packs_are_one_line(place: Path, what: str, words: str) -> None:
     pack_images(place / "manifest", place / "pack")
     _damage(place, what)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words + ".*or remove .* to read the images from their folder"):
         ImageSet.from_manifest(place / "manifest", "train")
 
 

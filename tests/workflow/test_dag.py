@@ -173,6 +173,10 @@ def test_where_images_are_read_from_reruns_nothing(copied: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert json.loads((manifest.parent / "pack.json").read_text()) == {"folder": "a pack"}
     assert len(list((copied / "a pack").glob("*.tar"))) == 2
+    # another one is not made either
+    config = changed(data={"images": {"root": "scenes/images", "boxes": "boxes.csv", "pack": "another"}})
+    (copied / "results/tiny/runs/base/knn/metrics.json").unlink()
+    assert "images are read from a pack; flsl data pack" in snakemake(copied, config=config).stderr
 
 
 def test_new_run_adds_its_own_jobs(finished: Path) -> None:

@@ -17,6 +17,7 @@ from flsl.config.experiment import Experiment
 from flsl.config.loading import compose, parse_yaml
 from flsl.config.sweep import record, resolve
 from flsl.config.whole import check_whole
+from flsl.data.pack import named_pack
 from flsl.data.revision import revision
 from flsl.data.scenes.davis import splits as made_splits
 from flsl.launch.request import processes
@@ -212,12 +213,19 @@ def pack_setting(wildcards):
 
 def tell_missing_pack():
     """Say how to make a packed copy that was asked for after the check: that reruns nothing."""
-    images, folder = EXPERIMENT.data.images, project("data/images")
-    if images is None or images.pack is None or Path(folder, "pack.json").exists():
+    images, folder = EXPERIMENT.data.images, Path(project("data/images"))
+    if images is None or images.pack is None or not (folder / "manifest.json").exists():
         return
-    if Path(folder, "manifest.json").exists():
-        command = shlex.join(["flsl", "data", "pack", "--images", folder, "--out", images.pack])
-        print(f"data.images.pack: not made yet, images are read from their folder; {command}", file=sys.stderr)
+    try:
+        named = named_pack(folder)
+    except UserError:
+        named = None
+    if named is None or named != Path(images.pack):
+        command = shlex.join(["flsl", "data", "pack", "--images", str(folder), "--out", images.pack])
+        print(
+            f"data.images.pack: not made yet, images are read from {named or 'their folder'}; {command}",
+            file=sys.stderr,
+        )
 
 
 @cache
