@@ -26,9 +26,11 @@ from flsl.data.listing import KindSettings, Listing, folder_facts, list_files
 from flsl.data.manifest import MANIFEST, load_manifest
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import read_json, write_json
+from flsl.runtime.progress import bar
 
 FOLDERS = "folders.json"
 FIRST = "first"
+_MANY = 1000  # files that take long to read
 
 
 def known_rows(root: Path, folder: Path, decode: bool) -> dict[str, Row]:
@@ -108,7 +110,10 @@ def revision(settings: KindSettings, folder: Path | str) -> str:
         known = read_parts(folder, root, decode=False, known=read_table(folder))
     except UserError:
         return _another(stored)
-    rows = inspect_all(root, listing.entries, known, folder, threads=True)
+    changed = sum(entry.path not in known or known[entry.path].mtime_ns != entry.mtime_ns for entry in listing.entries)
+    # a copy of a large data set has new times: who only asked what would run should see why it takes so long
+    with bar(f"{root}: reading what has changed", len(listing.entries), enabled=changed >= _MANY) as told:
+        rows = inspect_all(root, listing.entries, known, folder, progress=told.advance, threads=True)
     content = content_sha256(rows)
     if content == manifest["content_sha256"]:
         with suppress(UserError):  # a folder that cannot be written costs time at the next look, nothing else

@@ -82,6 +82,20 @@ def test_touched_files_keep_the_revision_and_are_read_once(root: Path, out: Path
     assert reads == ["0.png"]
 
 
+def test_reading_many_files_is_shown(
+    root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = sorted(root.rglob("*.png"))
+    monkeypatch.setattr("flsl.data.revision._MANY", 3)
+    for count, told in ((2, ""), (3, f"{root}: reading what has changed: 6/6")):
+        for path in paths[:count]:
+            os.utime(path)
+        capfd.readouterr()
+        assert revision(_settings(root), out) == "first"
+        err = capfd.readouterr().err
+        assert err.startswith(told) if told else err == ""
+
+
 @pytest.mark.parametrize("change", ["bytes", "delete", "add", "rename"])
 def test_changed_content_is_a_new_revision_once(root: Path, out: Path, reads: list[str], change: str) -> None:
     victim = root / "val" / "cat" / "3.png"
