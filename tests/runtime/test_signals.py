@@ -73,8 +73,7 @@ def test_a_second_sigterm_does_not_cut_the_commands_end() -> None:
         "import argparse, atexit, signal, flsl.cli, flsl.__main__\n"
         "terminate = lambda *_: signal.raise_signal(signal.SIGTERM)\n"
         "atexit.register(lambda: (terminate(), print('tidied')))\n"
-        "flsl.cli.build_parser = argparse.ArgumentParser\n"
-        "argparse.ArgumentParser.parse_args = lambda *_: argparse.Namespace(run=terminate)\n"
+        "flsl.cli._parse = lambda _: argparse.Namespace(run=terminate)\n"
         "flsl.__main__.run()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
