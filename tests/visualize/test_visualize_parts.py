@@ -180,7 +180,7 @@ def test_lines_are_no_wider_than_asked_and_lose_no_letter(text: str) -> None:
 
 def test_names_are_broken_between_their_parts() -> None:
     font, pen = ImageFont.load_default(14), ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    assert wrapped("epochs-2_head.layers-3, epoch 7", font, pen, 144) == ["epochs-2_", "head.layers-3, epoch", "7"]
+    assert wrapped("epochs-2_head.layers-3, epoch 7", font, pen, 144) == ["epochs-2_", "head.layers-3, epoch 7"]
     assert wrapped("val2017/000000001096.jpg", font, pen, 144) == ["val2017/", "000000001096.jpg"]
 
 
