@@ -18,9 +18,10 @@ def command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], None], help: str, details: str = ""
 ) -> argparse.ArgumentParser:
     """Add the subcommand ``name``; ``run`` is called with the parsed arguments."""
-    parser = commands.add_parser(
-        name, help=help, description=f"{help} {details}".strip(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    text = f"{help} {details}".strip()
+    # what has lines of its own keeps them, and the rest is broken to the terminal's width
+    kind = argparse.RawDescriptionHelpFormatter if "\n" in text else argparse.HelpFormatter
+    parser = commands.add_parser(name, help=help, description=text, formatter_class=kind)
     parser.set_defaults(run=run)
     return parser
 

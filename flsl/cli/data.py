@@ -26,8 +26,8 @@ def _add_scenes(sub: Commands) -> None:
         "scenes",
         _scenes,
         "Make the demo's data sets from nothing.",
-        "Textured objects in the layouts of an image folder, COCO, UAVDT and DAVIS 2017, below DIR/images, DIR/coco,\n"
-        "DIR/uavdt and DIR/davis; settings are those below data.scenes, e.g. data.scenes.seed=1. What was\n"
+        "\n\nTextured objects in the layouts of an image folder, COCO, UAVDT and DAVIS 2017, below DIR/images,\n"
+        "DIR/coco, DIR/uavdt and DIR/davis; settings are those below data.scenes, e.g. data.scenes.seed=1. What was\n"
         "made from the same settings stays as it is.",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: data.scenes.root)")

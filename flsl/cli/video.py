@@ -44,7 +44,7 @@ def _add_propagate(sub: Commands) -> None:
         "Sequences that an earlier call made with the same settings and inputs are kept; where one fails, the others "
         "are still made, and the exit code is 2.",
     )
-    _data_arguments(parser)
+    _data_arguments(parser, "the model")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="MASKS", help="folder for indexed PNGs, MASKS/<sequence>/00000.png"
     )
@@ -59,7 +59,7 @@ def _add_evaluate(sub: Commands) -> None:
     parser = command(
         sub, "evaluate", sampled(_evaluate), "Evaluate masks as davis2017-evaluation does: J, F and J&F, in percent."
     )
-    _data_arguments(parser)
+    _data_arguments(parser, "that of MASKS")
     parser.add_argument(
         "--masks", type=Path, required=True, metavar="MASKS", help="predicted masks, as propagate writes"
     )
@@ -74,9 +74,9 @@ def _add_evaluate(sub: Commands) -> None:
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes at most (default: one a processor)")
 
 
-def _data_arguments(parser: argparse.ArgumentParser) -> None:
+def _data_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     config_arguments(parser)
-    parser.add_argument("--name", metavar="NAME", help="the run's name in the record (default: --run, or the model)")
+    parser.add_argument("--name", metavar="NAME", help=f"the run's name in the record (default: --run, or {name})")
     parser.add_argument(
         "--davis",
         type=Path,

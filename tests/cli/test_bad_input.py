@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from flsl.cli import main
+from flsl.cli import build_parser, main
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import write_json
 
@@ -268,6 +268,17 @@ def test_usage_errors_have_exit_code_2_too(capsys: pytest.CaptureFixture[str]) -
         main(["pretrian"])
     assert stop.value.code == 2
     assert "invalid choice: 'pretrian'" in capsys.readouterr().err
+
+
+def test_all_help_fits_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "122")
+    parsers = [build_parser()]
+    for parser in parsers:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+    assert len(parsers) > 30
+    assert [line for parser in parsers for line in parser.format_help().splitlines() if len(line) > 120] == []
 
 
 def test_settings_may_stand_on_both_sides_of_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
