@@ -241,7 +241,8 @@ def _figure(spread: Spread) -> str:
 
 
 def _label(row: Row) -> str:
-    text = row.label if len(row.label) <= 40 else f"{row.label[:37]}…"
+    # names and lists often differ at their ends
+    text = row.label if len(row.label) <= 40 else f"{row.label[:20]}…{row.label[-19:]}"
     return f"{text} (base)" if row.base else text
 
 

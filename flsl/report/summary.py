@@ -135,7 +135,7 @@ def _ablations(project: Project) -> list[str]:
     """Return the section that says where the ablations' tables are."""
     found = read_ablations(project.folder, [])
     lines = [
-        f"- [{name}]({FOLDER}/{name}/{MARKDOWN}): {one.caption or ', '.join(one.axes)} "
+        f"- [{name}]({FOLDER}/{name}/{MARKDOWN}): {one.caption or ', '.join(one.axes) or 'seeds'} "
         f"({counted(len({point.run for point in one.points}), 'run')})"
         for name, one in found.items()
     ]

@@ -116,3 +116,17 @@ def test_the_figures_beside_bars_lie_clear_of_whiskers_and_dots(tmp_path: Path) 
         assert any("(14 of 16)" in text.get_text() for text in axis.texts)
         ends = [drawing.get_window_extent().x1 for drawing in (*axis.lines, *axis.collections)]
         assert max(ends) <= axis.bbox.x1 < min(box.x0 for box in boxes(axis.texts))
+
+
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        {"points": {f"{'long' * 20}-{n}": {"pretrain.epochs": n} for n in (1, 2, 3)}},
+        {"grid": {"linear.learning_rates": [[0.1, 0.2, 0.01, 0.001, 0.0001, 1e-5, end] for end in (1.0, 2.0, 3.0)]}},
+    ],
+)
+def test_bars_are_told_apart_by_names_that_are_cut(tmp_path: Path, ablation: dict[str, Any]) -> None:
+    axis = drawn(ablated(tmp_path, {"a": ablation}), tmp_path).axes[0]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(set(names)) == 3
+    assert all("…" in name and len(name) == 40 for name in names)

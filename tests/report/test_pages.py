@@ -54,7 +54,8 @@ def test_the_summary_is_one_page_that_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_the_summarys_page_links_to_no_other_file_and_names_the_ablations_tables(tmp_path: Path) -> None:
-    results = ablated(tmp_path, {"a": {"grid": {"pretrain.prototypes": [16, 4096]}, "caption": "How many."}})
+    two = {"grid": {"pretrain.prototypes": [16, 4096]}, "caption": "How many."}
+    results = ablated(tmp_path, {"a": two, "b": {"seeds": [0, 1]}})
     results.manifest()
     folder = str(results.folder)
     assert main(["ablation", "table", "--project-folder", folder]) == 0
@@ -66,7 +67,8 @@ def test_the_summarys_page_links_to_no_other_file_and_names_the_ablations_tables
     assert all(link.startswith("#") for link in Links(text).links)
     assert "a (<code>ablations/a/table.html</code>): How many. (2 runs)" in text
     assert (results.folder / "ablations/a/table.html").is_file()
-    assert "- [a](ablations/a/table.md): How many. (2 runs)\n" in out["md"].read_text()
+    for line in ("[a](ablations/a/table.md): How many.", "[b](ablations/b/table.md): seeds"):
+        assert f"- {line} (2 runs)\n" in out["md"].read_text()
 
 
 def test_text_from_files_stays_text() -> None:
