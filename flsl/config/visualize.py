@@ -17,7 +17,7 @@ class VisualizeSettings(Settings):
     size: Count | None = Field(
         None,
         description="Side of the central square that is looked at, in pixels, a multiple of the patch size; "
-        "null: the teacher's view.",
+        "null: the teacher's view, as the first checkpoint tells it.",
     )
     queries: int = Field(2, ge=1, le=5, description="Queries per image whose attention is shown.")
     counted: Count = Field(1000, description="Images over which the use of prototypes is counted, evenly spaced.")

@@ -34,6 +34,7 @@ class Looked:
         tau_ca: τ of cross-attention, absolute.
         file: where it comes from.
         epoch: of which epoch it was kept; None for an encoder that was named.
+        view: side of the teacher's view that it was pretrained with, in pixels; None where the file does not tell it.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Looked:
     file: Path
     epoch: int | None = None
     center: Tensor | None = None
+    view: int | None = None
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
@@ -117,7 +119,8 @@ def load_model(path: Path, label: str, defaults: PretrainSettings, device: torch
     if not label:
         own = data.get("run", path.stem if path.stem != "backbone" else path.resolve().parent.parent.name)
         label = f"{prefix}epoch {epoch}" if isinstance(epoch, int) else str(own)
-    return Looked(label, backbone, head, sa, ca, path, epoch if isinstance(epoch, int) else None, center)
+    view = (settings or {}).get("views", {}).get("teacher_size")
+    return Looked(label, backbone, head, sa, ca, path, epoch if isinstance(epoch, int) else None, center, view)
 
 
 def _recipe(data: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:

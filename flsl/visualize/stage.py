@@ -56,7 +56,8 @@ def visualize(
     if images is None and not shown:
         raise UserError("--images: name a checked data set or a folder of images, or single images with --show")
     models = load_models(named, epochs, experiment.pretrain, device)
-    size = settings.size or experiment.pretrain.views.teacher_size
+    reference = next(index for index, model in enumerate(models) if model.epoch is None)
+    size = settings.size or models[reference].view or experiment.pretrain.views.teacher_size
     for model in models:
         model.backbone.check_size(size, "visualize.size")
     inputs = [model.file for model in models]
@@ -70,7 +71,6 @@ def visualize(
     counted = choose.evenly(every, settings.counted)
     looked_at = choose.files(shown) or choose.evenly(every, settings.images)
     views = [choose.view(image, size, experiment.seed) for image in looked_at]
-    reference = next(index for index, model in enumerate(models) if model.epoch is None)
     made, figures = _draw(models, reference, views, counted, settings, size, device)
     for name, picture in made.items():
         save(picture, out / name)

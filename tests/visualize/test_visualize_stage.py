@@ -46,6 +46,14 @@ def record(place: Path, out: str) -> dict[str, dict[str, float]]:
     return json.loads((place / out / "metrics.json").read_text())  # type: ignore[no-any-return]
 
 
+def test_the_teachers_view_is_that_of_the_checkpoint(place: Path) -> None:
+    encoder = ("visualize", "--encoder", "run/pretrain/checkpoint.pth", "--images", "m")
+    flsl(place, *encoder, "--out", "alone")
+    assert record(place, "alone")["params"]["pixels"] == 32
+    flsl(place, *encoder, "--out", "alone", "visualize.size=64")
+    assert record(place, "alone")["params"]["pixels"] == 64
+
+
 def test_epochs_stand_beside_the_run_and_the_pictures_are_the_same_each_time(place: Path) -> None:
     kept = sorted(path.name for path in (place / "run/pretrain/epochs").iterdir())
     assert kept == ["epoch-0000.pth", "epoch-0002.pth", "epoch-0004.pth"]
