@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
-def as_a_shell_does(path: str) -> str:
-    """Expand ``~``, and drop the slashes and dots that snakemake would take for another file's name."""
+def expanded(path: str) -> str:
+    """Expand ``~`` as a shell does; what is written in another way stays, as it would be another setting, and rerun."""
     try:
-        return str(Path(path).expanduser())
+        return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
         raise ValueError(f"'{path}' begins with the home folder of no user; write the folder out") from None
 
@@ -22,7 +22,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 """A name that is safe as a folder, a SLURM job name and an MLflow tag."""
-Place = Annotated[str, Field(min_length=1), AfterValidator(as_a_shell_does)]
+Place = Annotated[str, Field(min_length=1), AfterValidator(expanded)]
 """A path of the machine; ``~`` is the home folder."""
 Stage = Literal["knn", "linear", "aligned_knn", "coco", "uavdt", "davis", "visualize"]
 """An evaluation."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flsl.config.ablation import AblationSettings
 from flsl.config.base import NonNegative, Place, Settings, Slug, Stage
@@ -89,6 +90,12 @@ class Experiment(Settings):
     compute: ComputeSettings = Field(ComputeSettings(), description="Devices, threads, intervals: speed, not results.")
     cluster: ClusterSettings = Field(ClusterSettings(), description="What training jobs ask the cluster for.")
     tracking: TrackingSettings = Field(TrackingSettings(), description="MLflow.")
+
+    @field_validator("results")
+    @classmethod
+    def _plain_folder(cls, results: str) -> str:
+        """Drop the slashes and dots that snakemake would take for another file's name."""
+        return str(Path(results))
 
     @model_validator(mode="after")
     def _names_differ(self) -> Experiment:

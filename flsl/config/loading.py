@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from flsl.config.base import as_a_shell_does
+from flsl.config.base import expanded
 from flsl.config.checking import check, numbers, set_dotted
 from flsl.config.experiment import Experiment
 from flsl.config.sweep import plan, resolve
@@ -129,7 +129,7 @@ def compose(data: Mapping[str, Any], path: Path, chain: tuple[Path, ...] = ()) -
     if not isinstance(base, str):
         raise UserError(f"{path}: extends names one YAML file, not {_kind(base)}")
     try:
-        extended = path.parent / as_a_shell_does(base)
+        extended = path.parent / expanded(base)
     except ValueError as error:
         raise UserError(f"{path}: extends: {error}") from None
     return merge(read_yaml(extended, chain), data)
