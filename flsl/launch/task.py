@@ -23,6 +23,7 @@ from flsl.runtime.attempts import note_attempt, read_attempts
 from flsl.runtime.errors import Stopped, UserError
 from flsl.runtime.outputs import write_json
 from flsl.runtime.progress import say
+from flsl.runtime.signals import end_with
 
 RESULT = "result"
 # how the other ranks learn that one is gone: errors that follow from another's end
@@ -75,6 +76,7 @@ class Task:
         place = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         if job.cluster == "local":
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # this machine's own name need not resolve
+            end_with(int(job.job_id))
         say(
             f"rank {place.rank} of {place.world_size} on {socket.gethostname()}: local rank {place.local_rank}, "
             f"master {os.environ['MASTER_ADDR']}:{place.master_port}, "

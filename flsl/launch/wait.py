@@ -20,6 +20,8 @@ from flsl.runtime.signals import raising_at_first
 _TICK = 0.5
 _UNKNOWN_FOR = 60.0
 """Seconds after which a job that SLURM does not know counts as ended: its accounting may be slow."""
+_LAST = 2.0
+"""Seconds within which the last process of a job on this machine ends."""
 _CLOCK_SET = 60.0
 """Seconds by which the time of a process's beginning may seem to have changed, as it moves with the machine's clock."""
 _ENDING = 5.0
@@ -70,14 +72,20 @@ def wait(record: JobRecord, folder: Path, settings: ClusterSettings, live: Live,
             over = state is not None and (state.over or time.monotonic() - unknown > _UNKNOWN_FOR)
             if over and state is not None:
                 ended = ended or time.monotonic()
-                # files that the last process wrote may be seen late; where it failed, there may be none to wait for
-                late = settings.latency_seconds if state.state in ("COMPLETED", "ENDED") else 5.0
-                patience = min(late, settings.latency_seconds)
-                if time.monotonic() - ended > patience or (state.state == "ENDED" and patience == 0):
+                if time.monotonic() - ended > _patience(state, settings):
                     return judge(folder, record.job_id, record.tasks, state, settings)
             else:
                 ended = None
             time.sleep(_TICK)
+
+
+def _patience(state: JobState, settings: ClusterSettings) -> float:
+    """Return the seconds within which what a job that has ended has left is seen."""
+    if state.state == "ENDED":
+        # its processes are of this machine, and end after the one that leads them
+        return _LAST
+    # where it failed, there may be nothing to wait for
+    return settings.latency_seconds if state.state == "COMPLETED" else min(5.0, settings.latency_seconds)
 
 
 def alive(record: JobRecord, settings: ClusterSettings) -> bool | None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -55,6 +56,17 @@ def raising_at_first(signals: Sequence[int], error: Callable[[int], BaseExceptio
 def loader_died(error: RuntimeError) -> bool:
     """Tell whether torch raised this, wherever the process happened to be, as a loading process was killed."""
     return str(error).startswith("DataLoader worker (pid")
+
+
+def end_with(parent: int) -> None:
+    """Let this process be killed as soon as its parent, the process ``parent``, is gone: nobody would know of it."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def obey_parent(worker: int = 0) -> None:

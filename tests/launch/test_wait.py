@@ -99,6 +99,17 @@ def test_an_error_of_a_rank_ends_the_waiting_only_when_the_job_has_ended(tmp_pat
     assert asked[:3] == ["RUNNING", "REQUEUED", "FAILED"]
 
 
+def test_a_failed_job_of_this_machine_is_told_without_waiting_for_a_network(
+    tmp_path: Path, seen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait, "_LAST", 0.1)
+    seen(JobState("ENDED"))
+    began = time.monotonic()
+    with Live("base/pretrain", tmp_path / "history.jsonl", 3) as live:
+        assert wait.wait(RECORD, tmp_path, ClusterSettings(latency_seconds=60), live, fresh=False).kind == "lost"
+    assert time.monotonic() - began < 20
+
+
 def test_a_controller_that_is_silent_says_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[dict[str, JobState] | None] = [{"7": JobState("RUNNING")}, None]
     monkeypatch.setattr(queue, "ask", lambda jobs: answers.pop(0))

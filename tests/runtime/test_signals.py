@@ -100,3 +100,20 @@ def test_a_process_ends_at_its_parents_word_and_at_no_others(tmp_path: Path, met
     process.terminate()
     process.join(20)
     assert process.exitcode == 0
+
+
+def test_a_process_is_killed_with_its_parent(tmp_path: Path) -> None:
+    child = (
+        "import os, sys, time; from flsl.runtime.signals import end_with; end_with(os.getppid());"
+        "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    told = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", code, child, told])
+    wait_for(lambda: told.exists() and told.read_text())
+    pid = int(told.read_text())
+    time.sleep(1.5)
+    assert alive(pid)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(pid), 20)
