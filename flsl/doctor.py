@@ -240,9 +240,9 @@ def _judge_request(experiment: Experiment, what: str) -> Finding:
     command = ["sbatch", "--test-only", *request.arguments(experiment, _JOB), "--wrap", "true"]
     with request.outside_of_jobs():
         code, _, error = run(command)
-    said = error.splitlines()[-1].removeprefix("sbatch: ") if error else ""
     if code:
-        return Finding("FAIL", "request", f"sbatch would refuse the {what}: {said}")
+        return Finding("FAIL", "request", f"sbatch would refuse the {what}: {request.reason_of(error)}")
+    said = error.splitlines()[-1].removeprefix("sbatch: ") if error else ""
     cluster = experiment.cluster
     shape = f"{cluster.nodes} nodes × {request.tasks_per_node(experiment)} processes, {cluster.minutes} min"
     return Finding("ok", "request", f"{shape}: {said or 'could be granted'}")

@@ -77,6 +77,19 @@ def test_slurm_is_asked_as_a_submitted_job_will_ask_it(
     assert "eval 'module load gcc'" in said
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (["sbatch: error: lua: name an account", "allocation failure: Unspecified error"], "lua: name an account"),
+        (["allocation failure: Invalid account"], "allocation failure: Invalid account"),
+    ],
+)
+def test_a_refusal_is_told_by_its_reason(commands: Path, tmp_path: Path, said: list[str], reason: str) -> None:
+    command(commands, "sbatch", code=1, error="\n".join(["sbatch: lua: welcome", *said]))
+    found = findings(results=str(tmp_path))
+    assert found["request"] == f"FAIL sbatch would refuse the pretraining of cluster.*: {reason}"
+
+
 def test_a_check_that_cannot_be_made_is_a_line_and_stops_no_other(
     commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

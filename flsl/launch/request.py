@@ -237,11 +237,17 @@ def minutes_of(text: str) -> int | None:
     return (days * 24 + hours) * 60 + minutes
 
 
-def _refusal(text: str) -> str:
+def reason_of(text: str) -> str:
+    """Return why sbatch refuses a job, from all that it says."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # a site's own remarks may come before
-    first = next((line for line in lines if "error:" in line), lines[0] if lines else "no reason told")
-    reason = re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", first)
+    told = (line for line in lines if re.search("error:|failure:", line))
+    first = next(told, lines[0] if lines else "no reason told")
+    return re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", first)
+
+
+def _refusal(text: str) -> str:
+    reason = reason_of(text)
     setting = next((name for sign, name in _SETTING_OF if sign in reason.lower()), "cluster")
     return f"{setting}: sbatch refuses the job: {reason}"
 
