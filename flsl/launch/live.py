@@ -25,10 +25,12 @@ class Live:
         what: the job in words.
         history: the stage's ``history.jsonl``.
         epochs: how many there will be.
+        fresh: whether the job has just been submitted: what stands in the history is of an earlier one.
     """
 
-    def __init__(self, what: str, history: Path, epochs: int) -> None:
+    def __init__(self, what: str, history: Path, epochs: int, fresh: bool = False) -> None:
         self._what, self._history, self._epochs = what, history, epochs
+        self._before = last_step(history) if fresh else None
         self._state = self._line = ""
         self._said = float("-inf")
         self._first: tuple[float, float] | None = None
@@ -64,7 +66,7 @@ class Live:
 
     def _progress(self) -> str | None:
         record = last_step(self._history)
-        if record is None:
+        if record is None or record == self._before:
             return None
         epoch = float(record["epoch"])
         at = datetime.fromisoformat(record["time"]).timestamp()

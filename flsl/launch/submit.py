@@ -152,7 +152,7 @@ def _wait(experiment: Experiment, task: Task, record: JobRecord, fresh: bool) ->
     try:
         while True:
             what = f"{work.run}/{work.stage}: job {record.job_id}"
-            with Live(what, out / "history.jsonl", work.epochs) as live:
+            with Live(what, out / "history.jsonl", work.epochs, fresh) as live:
                 outcome = wait(record, out / "job", settings, live, fresh)
             starts = len(read_attempts(out, record.launch))
             if outcome.kind != "lost":

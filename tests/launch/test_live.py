@@ -44,3 +44,19 @@ def test_state_reason_and_progress_with_the_time_that_is_left(
     # three epochs took six minutes, and six are left
     assert "epoch 4.00/10, loss 3.25, 412 images/s, 0:12:00 left" in said
     assert said.index("PENDING (BeginTime)") > said.index("0:12:00 left")
+
+
+def test_what_an_earlier_training_left_is_not_the_progress_of_a_new_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history = tmp_path / "history.jsonl"
+    write_step(history, epoch=10.0, minutes=5)
+    with Live("base/pretrain: job 7", history, epochs=10, fresh=True) as live:
+        live.update(JobState("PENDING", "Priority"))
+        assert "epoch" not in "".join(capsys.readouterr())
+        write_step(history, epoch=1.0, minutes=9)
+        live.update(JobState("RUNNING", nodes="node3"))
+    assert "epoch 1.00/10" in "".join(capsys.readouterr())
+    with Live("base/pretrain: job 7", history, epochs=10) as live:
+        live.update(JobState("RUNNING", nodes="node3"))
+    assert "epoch 1.00/10" in "".join(capsys.readouterr())
