@@ -10,7 +10,7 @@ from flsl.config.checking import check
 from flsl.config.data import DataSettings
 from flsl.data.manifest import load_manifest, trained_on
 from flsl.data.revision import revision
-from flsl.reproduce.script import digest_of_previous, maker, pretrained, previous_of
+from flsl.reproduce.script import files_read, maker, pretrained
 from flsl.runtime.environment import LOCK, installed, machine, read_lock
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import git_revision, package_versions, sha256_file
@@ -28,7 +28,7 @@ def differences(run: Run) -> list[str]:
         *_machine(facts),
         *_data(run, facts),
         *_settings(run),
-        *_previous(run),
+        *_inputs(run),
         *_weights(run),
     ]
 
@@ -119,14 +119,12 @@ def _settings(run: Run) -> Iterator[str]:
         yield f"settings: {run.folder / 'config.yaml'}: {'; '.join(changed[:_SHOWN])}{more}"
 
 
-def _previous(run: Run) -> Iterator[str]:
-    path = previous_of(run)
-    if path is None:
-        return
-    if not path.is_file():
-        yield f"previous: {path}, the earlier encoder, is missing"
-    elif sha256_file(path) != digest_of_previous(run):
-        yield f"previous: {path}, the earlier encoder, is not what the run read"
+def _inputs(run: Run) -> Iterator[str]:
+    for path, digest in files_read(run).items():
+        if not path.is_file():
+            yield f"input: {path}, which was read, is missing"
+        elif sha256_file(path) != digest:
+            yield f"input: {path} is not what was read"
 
 
 def _weights(run: Run) -> Iterator[str]:

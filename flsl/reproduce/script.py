@@ -129,16 +129,18 @@ def _pretraining(run: Run, out: Path) -> Iterator[str]:
     yield from _config_file(run, config)
     common = ["--config", str(config), "--name", run.name, "--out", str(target)]
     if run.baseline:
+        for path, digest in files_read(run).items():
+            yield _checked(digest, path)
         yield _command("flsl", "baseline", *common)
         return
-    previous = previous_of(run)
+    previous = _previous(run)
     if previous is not None:
         earlier = _earlier(run, previous)
         again = out / "runs" / earlier.name / PRETRAIN / previous.name if earlier is not None else previous
         common += ["--previous", str(again)]
         if earlier is None:
             yield "# the earlier encoder, which no run of this project has now"
-            yield _checked(digest_of_previous(run), again)
+            yield _checked(files_read(run)[previous], again)
     ranks = int(facts.get("world_size", 1))
     launcher = ["flsl"] if ranks == 1 else ["torchrun", "--standalone", f"--nproc-per-node={ranks}", "-m", "flsl"]
     yield _command(*launcher, "pretrain", "--images", str(out / "data" / "images"), *common)
@@ -179,15 +181,18 @@ def _config(run: Run) -> dict[str, Any]:
     return config
 
 
-def previous_of(run: Run) -> Path | None:
+def _previous(run: Run) -> Path | None:
     """Return the earlier encoder that a later stage of multi-stage pretraining read."""
-    found = [Path(path) for path in pretrained(run).provenance.get("inputs", {}) if Path(path).name != MANIFEST]
-    return found[0] if found and not run.baseline else None
+    return None if run.baseline else next(iter(files_read(run)), None)
 
 
-def digest_of_previous(run: Run) -> str:
-    """Return the digest of the earlier encoder's file, as it was when the run read it."""
-    return str(pretrained(run).provenance["inputs"][str(previous_of(run))])
+def files_read(run: Run) -> dict[Path, str]:
+    """Return the digests of the files that an encoder was made from besides the images, as they were then.
+
+    They are the earlier encoder of multi-stage pretraining, or a baseline's checkpoint.
+    """
+    inputs = mapping(pretrained(run).provenance.get("inputs"))
+    return {Path(path): str(digest) for path, digest in inputs.items() if Path(path).name != MANIFEST}
 
 
 def _earlier(run: Run, previous: Path) -> Run | None:
@@ -197,7 +202,7 @@ def _earlier(run: Run, previous: Path) -> Run | None:
         return None
     # it may have been another project's, or have been pretrained again since
     file = folder / PRETRAIN / previous.name
-    if file.is_file() and sha256_file(file) != digest_of_previous(run):
+    if file.is_file() and sha256_file(file) != files_read(run)[previous]:
         return None
     return read_run(folder, [])
 
@@ -205,7 +210,7 @@ def _earlier(run: Run, previous: Path) -> Run | None:
 def _chain(run: Run) -> list[Run]:
     """Return the runs that have to be made, the earliest first."""
     chain = [run]
-    while (previous := previous_of(chain[0])) is not None:
+    while (previous := _previous(chain[0])) is not None:
         earlier = _earlier(chain[0], previous)
         if earlier is None:
             break

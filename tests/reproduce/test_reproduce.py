@@ -196,7 +196,7 @@ def test_origin_shows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_earlier_run_that_is_another_now_is_told_and_stops_the_script_at_once(copied: Path) -> None:
     encoder = RUNS / "first/pretrain/backbone.safetensors"
     (copied / encoder).write_bytes(b"pretrained again, with other settings")
-    assert f"previous: {encoder}, the earlier encoder, is not what the run read" in told(copied)
+    assert f"input: {encoder} is not what was read" in told(copied)
     text = flsl(copied, "reproduce", "later", "--here", "--into", "elsewhere").stdout
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     result = subprocess.run(
@@ -207,7 +207,25 @@ def test_an_earlier_run_that_is_another_now_is_told_and_stops_the_script_at_once
     assert not (copied / "elsewhere/runs/first").exists()
     (copied / encoder).unlink()
     shutil.rmtree(copied / RUNS / "first")
-    assert f"previous: {encoder}, the earlier encoder, is missing" in told(copied)
+    assert f"input: {encoder}, which was read, is missing" in told(copied)
+
+
+def test_a_baseline_of_another_checkpoint_is_told_and_stops_the_script(copied: Path) -> None:
+    checkpoint = copied / "mine.safetensors"
+    shutil.copy(copied / RUNS / "first/pretrain/backbone.safetensors", checkpoint)
+    folder = copied / RUNS / "mine"
+    given = f"baselines={json.dumps({'mine': {'kind': 'file', 'checkpoint': 'mine.safetensors'}})}"
+    flsl(copied, "config", "--config", "config.yaml", given, "stages=[knn]", "--out", folder / "config.yaml")
+    flsl(copied, "baseline", "--config", folder / "config.yaml", "--name", "mine", "--out", folder / "pretrain")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run = ["sh", "-c", flsl(copied, "reproduce", "mine", "--here", "--into", "elsewhere").stdout]
+    environment = {**os.environ, "PATH": path}
+    subprocess.run(run, cwd=copied, check=True, capture_output=True, env=environment)
+    (copied / "mine.safetensors").write_bytes(b"another")
+    assert "input: mine.safetensors is not what was read" in flsl(copied, "reproduce", "mine").stdout
+    result = subprocess.run(run, cwd=copied, text=True, capture_output=True, env=environment)
+    assert result.returncode == 1
+    assert "mine.safetensors: FAILED" in result.stdout
 
 
 def test_a_run_is_named_by_any_path_of_its_folder(project: Path) -> None:
