@@ -126,7 +126,7 @@ def list_files(settings: KindSettings, strict: bool = True) -> Listing:
         strict: whether a missing part is an error; else it counts as empty.
 
     Raises:
-        UserError: when the root or a needed part is missing, or a part lies outside the root.
+        UserError: when the root or a needed part is missing, or a part cannot be read or lies outside the root.
     """
     root = Path(settings.root)
     if strict:
@@ -135,9 +135,13 @@ def list_files(settings: KindSettings, strict: bool = True) -> Listing:
     level: list[_Folder] = []
     for source in sources(settings):
         path = inside(root, source.path, source.setting)
-        if path.is_dir():
+        try:
+            is_folder, is_file = path.is_dir(), path.is_file()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); {source.setting} needs it") from None
+        if is_folder:
             level.append(_Folder(source, Path(source.path).as_posix(), ()))
-        elif source.holds == "tables" and path.is_file():
+        elif source.holds == "tables" and is_file:
             _add_file(listing, source, path)
         elif strict and source.needed:
             hint = "; set data.images.val=null if there is none" if source.split == "val" and source.classes else ""

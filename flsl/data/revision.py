@@ -24,7 +24,7 @@ from flsl.data.files import (
 )
 from flsl.data.listing import KindSettings, Listing, folder_facts, list_files
 from flsl.data.manifest import MANIFEST, load_manifest
-from flsl.runtime.errors import UserError
+from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.outputs import read_json, write_json
 from flsl.runtime.progress import bar
 
@@ -86,8 +86,8 @@ def revision(settings: KindSettings, folder: Path | str) -> str:
     Without a manifest it is ``"first"``. Else it looks for changed files as ``settings.watch`` says, reads only those
     whose size or time changed, and returns the manifest's own revision as long as the content is the same; otherwise
     the first 16 digits of the new ``content_sha256``, which the check is to store (``--revision``). A root that is not
-    there changes nothing: a missing disk must not restart the project, and the check itself says so when it runs. Nor
-    does another root than the manifest's: the check runs for that, and reads it.
+    there, or that may not be read, changes nothing: a missing disk must not restart the project, and the check itself
+    says so when it runs. Nor does another root than the manifest's: the check runs for that, and reads it.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).exists():
@@ -98,11 +98,15 @@ def revision(settings: KindSettings, folder: Path | str) -> str:
         return _another("")
     stored = str(manifest["revision"])
     root = Path(settings.root)
-    if settings.watch == "off" or not root.is_dir() or root != Path(manifest["root"]):
+    if settings.watch == "off" or root != Path(manifest["root"]):
         return stored
-    if not (folder / FILES).exists():
-        return _another(stored)
-    listing = _unchanged(settings, root, folder, manifest["content_sha256"])
+    try:
+        require_folder(root, "the data set")
+        if not (folder / FILES).exists():
+            return _another(stored)
+        listing = _unchanged(settings, root, folder, manifest["content_sha256"])
+    except UserError:
+        return stored
     if listing is None:
         return stored
     try:

@@ -46,7 +46,7 @@ def require_file(path: Path | str, what: str) -> Path:
         UserError: naming ``what`` the file is for, when it is missing or is not a file.
     """
     path = Path(path)
-    if not path.exists():
+    if not _exists(path, what):
         raise UserError(f"{path}: no such file; {what} is expected there")
     if not path.is_file():
         raise UserError(f"{path}: not a file; {what} is expected there")
@@ -60,11 +60,18 @@ def require_folder(path: Path | str, what: str) -> Path:
         UserError: naming ``what`` the folder should hold, when it is missing or is not a folder.
     """
     path = Path(path)
-    if not path.exists():
+    if not _exists(path, what):
         raise UserError(f"{path}: no such folder; {what} is expected there")
     if not path.is_dir():
         raise UserError(f"{path}: not a folder; {what} is expected there")
     return path
+
+
+def _exists(path: Path, what: str) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # above all a folder on the way that may not be entered
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {what} is expected there") from None
 
 
 def right_in(folder: Path, name: object, source: Path | str) -> Path:

@@ -23,6 +23,7 @@ from flsl.data.check import check_data
 from flsl.data.images import ImageSet
 from flsl.data.manifest import load_manifest
 from flsl.data.pixels import decode_pixels
+from flsl.data.revision import revision
 from flsl.runtime.errors import UserError
 
 
@@ -155,6 +156,25 @@ def test_missing_permissions_are_quarantined(root: Path, tmp_path: Path) -> None
         "train/dog": "folder cannot be listed (Permission denied)",
     }
     (root / "train" / "dog").chmod(0o755)
+
+
+@pytest.mark.parametrize("closed", ["data", "data/train"])
+def test_a_folder_that_may_not_be_entered_is_one_line(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    check_images(root, tmp_path / "out")
+    real = Path.stat
+
+    def refuse(path: Path, **options: Any) -> os.stat_result:
+        if path.is_relative_to(tmp_path / closed):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(UserError, match=rf"{closed}: cannot be read \(Permission denied\); .*data.images"):
+        check_images(root, tmp_path / "new")
+    # the workflow's look leaves it to the check
+    assert revision(ImageFolderSettings(root=str(root)), tmp_path / "out") == "first"
 
 
 def test_odd_names_survive(root: Path, tmp_path: Path) -> None:
