@@ -39,6 +39,10 @@ def known_rows(root: Path, folder: Path, decode: bool) -> dict[str, Row]:
     ``folders.json`` tells, not the manifest, which the workflow removes before it checks again.
     """
     seen = _seen(folder)
+    if "root" not in seen:  # an earlier version's, whose manifest tells
+        with suppress(UserError):
+            manifest = load_manifest(folder)
+            seen |= {"root": manifest["root"], "decode": manifest.get("settings", {}).get("decode", False)}
     known: dict[str, Row] = {}
     # a file of another data set may have the same path, size and time, and what was not decoded cannot be vouched for
     if Path(seen.get("root", root)) == root and (seen.get("decode") or not decode):

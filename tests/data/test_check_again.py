@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +125,21 @@ def test_another_root_is_not_taken_for_the_old_one(
     reads.clear()
     check_images(other, tmp_path / "out")
     assert reads == []
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_an_earlier_versions_check_is_known_by_its_manifest(
+    root: Path, tmp_path: Path, reads: list[str], decode: bool
+) -> None:
+    out = tmp_path / "out"
+    other = shutil.copytree(root, tmp_path / "other")  # with its times
+    for place, expected in ((root, 0), (other, 8)):
+        check_images(root, out, settings={"decode": decode})
+        seen = json.loads((out / "folders.json").read_text())
+        (out / "folders.json").write_text(json.dumps({key: seen[key] for key in seen if key not in ("root", "decode")}))
+        reads.clear()
+        check_images(place, out, settings={"decode": decode})
+        assert len(reads) == expected
 
 
 def test_what_was_decoded_is_not_decoded_again(root: Path, tmp_path: Path, reads: list[str]) -> None:
