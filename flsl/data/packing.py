@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from flsl.data.files import FILES, Row, content_sha256, read_rows
 from flsl.data.manifest import load_manifest
-from flsl.data.pack import PACK, Pack, describe, plain
+from flsl.data.pack import PACK, Pack, describe
 from flsl.data.reading import patiently
 from flsl.runtime.errors import UserError
 from flsl.runtime.lock import in_turn
@@ -24,6 +25,8 @@ from flsl.runtime.progress import Bar, bar
 
 SHARD_MB = 1024
 _BLOCK = tarfile.BLOCKSIZE
+# files of a pack, also while they are written
+_OURS = re.compile(r"\.?\w+-[0-9a-f]{8}-\d+(-\d{5,}\.tar|\.npy)(\.\w+\.tmp)?")
 # reading small files waits for the file system more than it computes
 _READERS = 16
 _READ_AHEAD = 256
@@ -75,8 +78,9 @@ def _pack(root: str, out: Path, rows: dict[str, list[Row]], shard_mb: int) -> di
     if description != before:
         write_json(out / PACK, description)
     # what replaced or killed packs left
-    for path in (*(plain(out, name) for name in _files(before) - _files(description)), *out.glob(".*.tar.*.tmp")):
-        path.unlink(missing_ok=True)
+    for path in list(out.iterdir()):
+        if _OURS.fullmatch(path.name) and path.name not in _files(description):
+            path.unlink(missing_ok=True)
     return description
 
 

@@ -94,6 +94,20 @@ def test_a_killed_pack_goes_on_where_it_was(place: Path) -> None:
     assert {path.name: path.read_bytes() for path in (place / "pack").iterdir()} == files
 
 
+def test_what_a_killed_pack_of_other_images_left_is_removed(place: Path) -> None:
+    pack_images(place / "manifest", place / "pack", shard_mb=1)
+    (place / "pack" / PACK).unlink()  # which is written last
+    half = place / "pack" / ".train-00000000-1-00007.tar.abc.tmp"
+    for path in (half, place / "pack" / "train-notes.txt", place / "pack" / "mine.tar"):
+        path.touch()
+    description = pack_images(place / "manifest", place / "pack", shard_mb=2)
+    named = {shard["file"] for split in description["splits"].values() for shard in split["shards"]}
+    named |= {split["index"] for split in description["splits"].values()}
+    assert {path.name for path in (place / "pack").iterdir()} == named | {
+        *(PACK, ".pack.lock", "train-notes.txt", "mine.tar")
+    }
+
+
 def test_a_pack_that_is_up_to_date_is_left_alone(place: Path) -> None:
     pack_images(place / "manifest", place / "pack")
     stamps = {path: path.stat().st_mtime_ns for path in (place / "pack").iterdir()}
