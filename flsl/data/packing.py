@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from io import BytesIO
@@ -122,10 +122,11 @@ def _pack_split(root: Path, out: Path, split: str, rows: list[Row], shard_mb: in
     content = content_sha256(rows)
     # names of their own for other images: a killed call leaves the pack that was there as it was
     stem = f"{split}-{content[:8]}-{shard_mb}"
+    cuts = [(out / f"{stem}-{number:05d}.tar", own) for number, own in enumerate(_cut(rows, shard_mb * 1_000_000))]
+    _require_space(out, split, (row for path, own in cuts if not path.exists() for row in own))
     index: list[tuple[int, int, int]] = []
     shards = []
-    for number, own in enumerate(_cut(rows, shard_mb * 1_000_000)):
-        path = out / f"{stem}-{number:05d}.tar"
+    for number, (path, own) in enumerate(cuts):
         places = _places(path, own) or _write_shard(root, path, own)
         index += [(number, offset, row.bytes) for offset, row in zip(places, own, strict=True)]
         shards.append({"file": path.name, "bytes": path.stat().st_size})
@@ -133,6 +134,16 @@ def _pack_split(root: Path, out: Path, split: str, rows: list[Row], shard_mb: in
     with atomic(out / f"{stem}.npy") as temporary, temporary.open("wb") as stream:
         np.save(stream, np.array(index, dtype=np.int64).reshape(-1, 3))
     return {"images": len(rows), "content_sha256": content, "shards": shards, "index": f"{stem}.npy"}
+
+
+def _require_space(out: Path, split: str, rows: Iterable[Row]) -> None:
+    """Refuse what will not fit before the first file is written, not after hours."""
+    needed, free = sum(row.bytes + 2 * _BLOCK for row in rows), shutil.disk_usage(out).free
+    if free < needed:
+        raise UserError(
+            f"{out}: the images of {split} need {needed / 2**20:.1f} MiB where {free / 2**20:.1f} MiB are free; "
+            f"free some space"
+        )
 
 
 def _cut(rows: Sequence[Row], size: int) -> Iterator[list[Row]]:
@@ -163,10 +174,6 @@ def _places(path: Path, rows: Sequence[Row]) -> list[int] | None:
 
 def _write_shard(root: Path, path: Path, rows: Sequence[Row]) -> list[int]:
     """Write a tar file of the images; return the place of each one's first byte."""
-    needed = sum(row.bytes + 2 * _BLOCK for row in rows)
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise UserError(f"{path}: needs {needed // 2**20} MiB where {free // 2**20} MiB are free; free some space")
     places = []
     with (
         atomic(path) as temporary,

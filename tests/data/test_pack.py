@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import tarfile
 import threading
 from pathlib import Path
@@ -92,6 +93,23 @@ def test_a_killed_pack_goes_on_where_it_was(place: Path) -> None:
     pack_images(place / "manifest", place / "pack", shard_mb=1)
     assert [shard.stat().st_mtime_ns for shard in shards[:2]] == stamps
     assert {path.name: path.read_bytes() for path in (place / "pack").iterdir()} == files
+
+
+def test_a_disk_without_the_space_is_told_before_anything_is_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(place)._replace(free=2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"pack: the images of train need 2\.8 MiB where 1\.9 MiB are free; free some"):
+        pack_images(place / "manifest", place / "pack", shard_mb=1)
+    assert not list((place / "pack").glob("*.tar"))
+    # what a killed call has written needs no more
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))
+        pack_images(place / "manifest", place / "pack", shard_mb=1)
+    (place / "pack" / PACK).unlink()
+    next((place / "pack").glob("train-*0.tar")).unlink()
+    pack_images(place / "manifest", place / "pack", shard_mb=1)
 
 
 def test_what_a_killed_pack_of_other_images_left_is_removed(place: Path) -> None:
