@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from image_folder import make_image
 
-from flsl.data import files, integrity
+from flsl.data import files, integrity, reading
 
 
 @pytest.fixture
@@ -20,6 +20,12 @@ def root(tmp_path: Path) -> Path:
             make_image(root / "train" / name / f"{number}.JPEG", 10 * index + number)
         make_image(root / "val" / name / "v.JPEG", 10 * index + 9)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read again at once what a file system has failed to give."""
+    monkeypatch.setattr(reading, "_WAITS", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture

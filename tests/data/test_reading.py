@@ -12,15 +12,9 @@ import pytest
 import torch
 from image_folder import check_images
 
-from flsl.data import reading
 from flsl.data.images import ImageSet
 from flsl.data.packing import pack_images
 from flsl.data.reading import patiently
-
-
-@pytest.fixture(autouse=True)
-def _in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_WAITS", (0.0, 0.0, 0.0))
 
 
 def _failing(times: int, code: int, real: Callable[..., Any]) -> Callable[..., Any]:
