@@ -26,7 +26,7 @@ KINDS: dict[type[KindSettings], str] = {
     UavdtSettings: "uavdt",
     DavisDataSettings: "davis",
 }
-_IGNORED = frozenset({"Thumbs.db", "ehthumbs.db", "desktop.ini", "__MACOSX"})
+_IGNORED = frozenset({"Thumbs.db", "ehthumbs.db", "desktop.ini", "__MACOSX", "@eaDir"})
 # stat waits for a network file system more than it computes: more threads than cores
 _LISTING_THREADS = 16
 
@@ -119,7 +119,7 @@ def sources(settings: KindSettings) -> list[Source]:
 
 
 def list_files(settings: KindSettings, strict: bool = True) -> Listing:
-    """List a data set's files without opening them; hidden files and those that desktops leave behind are ignored.
+    """List a data set's files without opening them; hidden ones and those that desktops and storages leave are ignored.
 
     Args:
         settings: ``data.<kind>``.

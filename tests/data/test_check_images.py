@@ -109,8 +109,9 @@ def test_bad_files_are_quarantined_and_left_out_of_the_image_set(root: Path, tmp
     # ignored: hidden, and what desktops leave behind
     for name in (".DS_Store", "Thumbs.db", "._0.JPEG", "desktop.ini"):
         (cat / name).write_text("x")
-    (cat / ".cache").mkdir()
-    (cat / ".cache" / "x.JPEG").write_text("x")
+    for name in (".cache", "@eaDir"):  # the latter of a network storage, with a thumbnail of each image
+        (cat / name / "0.JPEG").mkdir(parents=True)
+        make_image(cat / name / "0.JPEG" / "SYNOPHOTO_THUMB_M.jpg")
     manifest = check_images(root, tmp_path / "out")
     found = {path.removeprefix("train/cat/"): reason for path, reason in quarantined(manifest).items()}
     assert found == {
