@@ -151,11 +151,25 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
         davis = data.davis
         wanted["davis"] = [f"{davis.root}/{part}" for part in (davis.frames, davis.masks, davis.lists)]
     for name, paths in wanted.items():
-        missing = [path for path in paths if not Path(path).exists()]
-        if missing:
-            yield Finding("FAIL", f"data.{name}", f"not there: {', '.join(missing)}")
-        else:
+        wrong: dict[str, list[str]] = {}
+        for path in paths:
+            if why := _unreadable(Path(path)):
+                wrong.setdefault(why, []).append(path)
+        for why, some in wrong.items():
+            yield Finding("FAIL", f"data.{name}", f"{why}: {', '.join(some)}")
+        if not wrong:
             yield Finding("ok", f"data.{name}", f"{paths[0]} and {len(paths) - 1} more are there")
+
+
+def _unreadable(path: Path) -> str:
+    """Return why a file or folder cannot be read, nothing where it can."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return "not there"
+    except OSError as error:  # above all a folder on the way that may not be entered
+        return str(error.strerror).lower()
+    return "" if os.access(path, os.R_OK) else "permission denied"
 
 
 def _disk(experiment: Experiment) -> Iterator[Finding]:

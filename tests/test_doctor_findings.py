@@ -12,7 +12,7 @@ from fake_slurm import command
 from flsl import doctor
 from flsl.config.checking import check
 from flsl.config.experiment import Experiment
-from flsl.doctor import checkpoints_bytes, examine, judge_devices
+from flsl.doctor import _data, checkpoints_bytes, examine, judge_devices
 
 SMALL = {"encoder": {"width": 32, "depth": 1, "heads": 2}, "prototypes": 16, "head": {"hidden": 16}}
 
@@ -107,3 +107,24 @@ def test_a_check_that_cannot_be_made_is_a_line_and_stops_no_other(
     assert found["torch"].startswith("FAIL cannot be imported (libcudart.so.12")
     assert found["results"].startswith("FAIL ")
     assert found["slurm"].startswith("ok ")
+
+
+def test_data_that_may_not_be_reached_are_told_from_data_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "closed").mkdir()
+    real = Path.stat
+
+    def refuse(path: Path, **options: Any) -> Any:
+        if path.is_relative_to(tmp_path / "closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    images = {"root": str(tmp_path), "val": "gone", "boxes": "closed/boxes.csv"}
+    found = _data(check(Experiment, {"project": "a", "data": {"images": images}}, "test"))
+    assert [str(finding) for finding in found] == [
+        f"FAIL  data.images: not there: {tmp_path}/gone",
+        f"FAIL  data.images: permission denied: {tmp_path}/closed/boxes.csv",
+    ]
