@@ -203,6 +203,13 @@ class _Planner:
                 base = {**dict(leaves(shared)), "seed": seed} == own
                 values = {axis: value_of(run.settings, axis) for axis in axes}
                 points.append(Point(run.name, entry.name, values, seed, base))
+        for axis in axes:
+            if not any(_concerns(stage, axis) for stage in (PRETRAIN, *stages)):
+                measured = ", ".join(stages) or "nothing"
+                raise UserError(
+                    f"{source}: {axis} is varied, but no figure depends on it: the points have {measured}; "
+                    f"name its stage in {source}.stages"
+                )
         return PlannedAblation(name, settings, axes, stages, points)
 
     def _run_of(self, settings: Experiment, source: str) -> PlannedRun:

@@ -209,6 +209,11 @@ def test_the_run_of_a_point_can_be_named_on_the_command_line() -> None:
         ({"seeds": [1, 1]}, "ablations.a.seeds: the seed 1 stands there twice"),
         ({"seeds": [0], "stages": []}, "ablations.a.stages: list should have at least 1 item"),
         ({"seeds": [0], "stages": ["kn"]}, "ablations.a.stages.0: input should be 'knn'"),
+        (
+            {"grid": {"davis.radius": [6, 12]}, "stages": ["knn"]},
+            "ablations.a: davis.radius is varied, but no figure depends on it: the points have knn; name its stage in",
+        ),
+        ({"points": [{"davis.radus": 6}], "stages": ["knn"]}, "davis.radus: unknown setting"),
         ({"grdi": {}}, "ablations.a.grdi: unknown setting (did you mean 'grid'?)"),
         ({}, "ablations.a.grid: the ablation has no points"),
     ],
