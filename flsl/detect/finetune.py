@@ -30,6 +30,7 @@ from flsl.model.backbone import Backbone
 from flsl.runtime import checkpoint, distributed
 from flsl.runtime.errors import Stopped, UserError
 from flsl.runtime.history import History
+from flsl.runtime.outputs import StageRecord
 from flsl.runtime.pace import Pace
 from flsl.runtime.training import all_finite, resume
 
@@ -51,6 +52,7 @@ class Task:
         masks: whether masks are trained.
         out: the stage's folder.
         backbone: digest of where the encoder comes from; a checkpoint made from another one is not resumed.
+        record: what the stage knows of itself; earlier attempts count in its times.
     """
 
     stage: str
@@ -65,6 +67,7 @@ class Task:
     masks: bool
     out: Path
     backbone: str
+    record: StageRecord
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -246,6 +249,7 @@ class FineTuning:
             "optimiser": self._optimiser.state_dict(),
             "sums": sums,
             "sums_since": self._sums_since,
+            "made": self._task.record.made(),
         }
         checkpoint.save_step(self._task.out / "checkpoints", step, state, self._task.compute.checkpoints_kept)
 
@@ -255,6 +259,8 @@ class FineTuning:
         if found is None:
             return 0, 0
         _, state = found
+        if "made" in state:  # which older versions did not keep
+            self._task.record.go_on(state["made"])
         self.detector.load_state_dict(state["detector"])
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"])

@@ -83,7 +83,7 @@ def _run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path,
     record = StageRecord(stage, name, params, [*inputs, *manifests, *choice.inputs], distributed.describe(device))
     task = Task(
         stage, settings, recipe, experiment.compute, experiment.seed, data, content(manifests), val, val_images, masks,
-        out, choice.digest(experiment),
+        out, choice.digest(experiment), record,
     )  # fmt: skip
     results = train_with(task, choice.load(experiment))
     if results is None:

@@ -29,6 +29,7 @@ from flsl.detect.finetune import Task
 from flsl.detect.optimiser import layer_of, learning_rate, parameter_groups, set_rate
 from flsl.model.choice import EncoderChoice
 from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import StageRecord
 
 CPU = torch.device("cpu")
 
@@ -197,7 +198,8 @@ def test_all_that_the_weights_depend_on_tells_checkpoints_apart(tiny: Path) -> N
     data = training_set(truth, tiny / "images", masks=True)
     settings = experiment.detection
     task = Task(
-        "coco", settings, settings.coco, experiment.compute, 0, data, [], truth, tiny / "images", True, tiny, "encoder"
+        "coco", settings, settings.coco, experiment.compute, 0, data, [], truth, tiny / "images", True, tiny, "encoder",
+        StageRecord("coco", "base", {}),
     )  # fmt: skip
     others = [
         replace(task, backbone="another"),

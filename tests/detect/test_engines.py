@@ -91,7 +91,11 @@ def test_a_killed_training_goes_on_bit_for_bit(
     with pytest.raises(RuntimeError, match="killed"):
         run("coco", experiment, RANDOM, tmp_path / "parts", "base")
     monkeypatch.setattr(FineTuning, "step", whole)
-    run("coco", experiment, RANDOM, tmp_path / "parts", "base")
+    made = checkpoint.load(checkpoint.steps(tmp_path / "parts/checkpoints")[-1])["made"]
+    record = run("coco", experiment, RANDOM, tmp_path / "parts", "base")
+    assert record is not None
+    assert record["provenance"]["started"] == made["started"]
+    assert record["provenance"]["seconds"] > made["seconds"]
     states = [load_model(tmp_path / name / "model.pth")[0].weights for name in ("whole", "parts")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     timed = ("time", "images_per_second")
