@@ -12,6 +12,7 @@ import yaml
 
 from flsl.config.checking import set_dotted
 from flsl.data.manifest import MANIFEST, load_manifest
+from flsl.runtime.attempts import read_attempts
 from flsl.runtime.environment import LOCK, read_lock
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import sha256_file
@@ -141,13 +142,29 @@ def _pretraining(run: Run, out: Path) -> Iterator[str]:
         if earlier is None:
             yield "# the earlier encoder, which no run of this project has now"
             yield _checked(files_read(run)[previous], again)
-    ranks = int(facts.get("world_size", 1))
-    launcher = ["flsl"] if ranks == 1 else ["torchrun", "--standalone", f"--nproc-per-node={ranks}", "-m", "flsl"]
-    yield _command(*launcher, "pretrain", "--images", str(out / "data" / "images"), *common)
+    launcher, shape = _launched(run)
+    yield _command(*launcher, "pretrain", "--images", str(out / "data" / "images"), *common, *shape)
     for name, digest in (stage.record or {}).get("weights", {}).items():
         yield _checked(digest, target / name)
     if facts.get("gpu") is not None:
         yield "# on a GPU the last digits may differ: then the checksum does, too"
+
+
+def _launched(run: Run) -> tuple[list[str], list[str]]:
+    """Return what starts as many processes on as many nodes as a run's pretraining had, and further settings for it."""
+    facts = pretrained(run).provenance
+    ranks = int(facts.get("world_size", 1))
+    attempts = read_attempts(maker(run).folder / PRETRAIN)
+    nodes = len(attempts[-1].get("nodes", [])) if attempts else 1
+    if nodes > 1:
+        # one machine may have too few GPUs for all
+        each = ranks // nodes
+        gpus = each if facts.get("gpu") is not None else 0
+        shape = {"nodes": nodes, "tasks_per_node": each, "gpus_per_node": gpus}
+        return ["flsl", "submit"], [f"cluster.{name}={number}" for name, number in shape.items()]
+    if ranks > 1:
+        return ["torchrun", "--standalone", f"--nproc-per-node={ranks}", "-m", "flsl"], []
+    return ["flsl"], []
 
 
 def _config_file(run: Run, path: Path) -> Iterator[str]:

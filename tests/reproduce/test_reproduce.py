@@ -14,6 +14,7 @@ from commands import flsl
 from PIL import Image
 from tiny import COMPUTE, PRETRAIN, write_images
 
+from flsl.runtime.attempts import note_attempt
 from flsl.runtime.environment import installed, read_lock
 from flsl.runtime.outputs import git_origin, sha256_file
 
@@ -273,3 +274,22 @@ def test_packages_that_no_index_has_come_from_where_they_came(copied: Path) -> N
     assert lines.count("-r /dev/stdin") == 1
     assert sum(address in line for line in lines) == 1
     assert f"torch=={metadata.version('torch')}" in lines
+
+
+def test_as_many_processes_are_started_on_as_many_nodes(copied: Path) -> None:
+    folder = copied / RUNS / "first/pretrain"
+    record = json.loads((folder / "metrics.json").read_text())
+    record["provenance"]["world_size"] = 4
+    (folder / "metrics.json").write_text(json.dumps(record))
+
+    def command() -> str:
+        lines = flsl(copied, "reproduce", "first").stdout.splitlines()
+        return next(line for line in lines if "pretrain --images" in line)
+
+    assert command().startswith("torchrun --standalone --nproc-per-node=4 -m flsl pretrain --images")
+    note_attempt(folder, "one", "7", "slurm", ["node1", "node2"])
+    assert command().startswith("flsl submit pretrain --images")
+    assert command().endswith(" cluster.nodes=2 cluster.tasks_per_node=2 cluster.gpus_per_node=0")
+    record["provenance"]["gpu"] = "H100"
+    (folder / "metrics.json").write_text(json.dumps(record))
+    assert command().endswith(" cluster.gpus_per_node=2")
