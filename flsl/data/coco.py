@@ -17,6 +17,8 @@ from flsl.runtime.errors import UserError, inside
 from flsl.runtime.outputs import read_json
 
 Record = dict[str, Any]
+MOST_PIXELS = 2**31
+"""Of a side; more than image files can have."""
 _LISTED_CATEGORIES = 2000
 # COCO's own boxes leave their image by up to a pixel, from rounding
 _TOLERANCE = 1.0
@@ -123,7 +125,7 @@ def _check_files(images: Iterable[Record], folder: str, rows: Sequence[Row], rep
         if identity in identities:
             report.add("image id used twice", identity)
         identities.add(identity)
-        if type(width) is not int or type(height) is not int or width < 1 or height < 1:
+        if not all(type(side) is int and 1 <= side < MOST_PIXELS for side in (width, height)):
             report.add("image without a width and height", f"id {identity}")
             continue
         known.setdefault(identity, image)

@@ -194,7 +194,10 @@ def inspect_all(
 
 def shown(path: str) -> str:
     """Return a path that can be printed and stored as UTF-8: bytes that are no UTF-8 are written as ``\\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a character, which names in a JSON file may have
+        return path.encode("utf-8", "backslashreplace").decode()
 
 
 def some(names: Sequence[str]) -> str:

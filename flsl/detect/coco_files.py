@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flsl.data.coco import as_id
+from flsl.data.coco import MOST_PIXELS, as_id
 from flsl.data.listing import no_collector
 from flsl.data.rle import MaskError, check_codes, compress, is_finite
 from flsl.runtime.errors import UserError
@@ -18,7 +18,6 @@ from flsl.runtime.outputs import read_json
 from flsl.runtime.progress import counted
 
 Record = dict[str, Any]
-_MOST_PIXELS = 2**31  # of a side; more than image files can have
 
 
 class Annotations(NamedTuple):
@@ -72,7 +71,7 @@ def parse_annotations(data: Any, path: Path) -> Annotations:
     images = _by_id(data["images"], path, "image")
     for number, image in images.items():
         for side in ("width", "height"):
-            if type(image.get(side)) is not int or not 1 <= image[side] < _MOST_PIXELS:
+            if type(image.get(side)) is not int or not 1 <= image[side] < MOST_PIXELS:
                 raise UserError(
                     f"{path}: image {number}: its {side} is {str(image.get(side))[:60]}; it must be a count from 1"
                 )

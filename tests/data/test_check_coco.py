@@ -108,6 +108,7 @@ def _twice(kind: str) -> Callable[[Data], None]:
         (_change("images.0.file_name", "../x.jpg"), "1 × image whose file_name is no path below its folder"),
         (_change("images.0.file_name", 7), "1 × image whose file_name is no path below its folder"),
         (_change("images.0.width", 21), "1 × image of another size than listed, e.g. 0.jpg is 20×10, listed as 21×10"),
+        (_change("images.2.height", 10**400), "1 × image without a width and height, e.g. id 102"),
         (_change("images.2.height", None), "1 × image without a width and height, e.g. id 102"),
         (_change("images.1.file_name", "0.jpg"), "1 × image file listed twice, e.g. 0.jpg"),
         (_twice("images"), "1 × image id used twice, e.g. 100"),
@@ -136,6 +137,7 @@ def _twice(kind: str) -> Callable[[Data], None]:
         (_change("annotations.1.segmentation.counts", [220, -10]), "1 × a run-length code that cannot be decoded"),
         (_change("annotations.1.segmentation.counts", "\x01"), "1 × a run-length code that cannot be decoded"),
         (_change("annotations.1.segmentation.size", [21, 10]), "1 × a run-length code of another size than its image"),
+        (_change("images.0.file_name", "\ud83d.jpg"), "1 × image that is listed but not there, e.g. \\ud83d.jpg"),
         (_change("categories.1.id", 2), "the categories of train and val differ"),
     ],
 )  # fmt: skip
