@@ -16,7 +16,12 @@ from flsl.launch.task import error_path
 from flsl.runtime.attempts import read_attempts
 from flsl.runtime.outputs import writing
 
+# in the words of the ranks' meeting point
+_PORT_TAKEN = "EADDRINUSE"
 _MEMORY = re.compile(r"oom[-_ ]kill|Exceeded job memory limit|exceeded memory limit|out of memory", re.IGNORECASE)
+
+
+Kind = Literal["complete", "failed", "lost"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Outcome:
         log: the file in which it says more.
     """
 
-    kind: Literal["complete", "failed", "lost"]
+    kind: Kind
     message: str
     log: Path | None = None
 
@@ -63,7 +68,9 @@ def judge(folder: Path, job_id: str, tasks: int, state: JobState, settings: Clus
     if own:
         error = own[0]
         kind = "" if error["user"] else f"{error['kind']}: "
-        return Outcome("failed", f"{name}: rank {error['rank']} on {error['host']}: {kind}{error['message']}", log)
+        # a process of somebody else has this job's port; the next job has another one
+        how: Kind = "lost" if _PORT_TAKEN in error["message"] and not error["user"] else "failed"
+        return Outcome(how, f"{name}: rank {error['rank']} on {error['host']}: {kind}{error['message']}", log)
     began = any(attempt.get("job_id") == job_id for attempt in read_attempts(folder.parent))
     if state.state == "FAILED" and not errors and not began:
         why = f"do the commands of cluster.setup work there, and do its nodes see {folder} and {sys.executable}?"

@@ -22,6 +22,7 @@ from flsl.launch.work import Work
 from flsl.runtime.attempts import note_attempt, read_attempts
 from flsl.runtime.errors import Stopped, UserError
 from flsl.runtime.outputs import write_json
+from flsl.runtime.place import port_of
 from flsl.runtime.progress import say
 from flsl.runtime.signals import end_with
 
@@ -73,6 +74,7 @@ class Task:
         requeue = signal.getsignal(signal.SIGUSR2)
         if self.visible_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_gpus
+        os.environ.setdefault("MASTER_PORT", str(port_of(job.job_id)))
         place = TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         if job.cluster == "local":
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # this machine's own name need not resolve

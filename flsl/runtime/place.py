@@ -47,11 +47,18 @@ def meeting_point() -> dict[str, str]:
     environment = os.environ
     if _of_torchrun() or not _of_slurm():
         return {}
-    # one port per job
-    found = {"MASTER_PORT": str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)}
+    found = {"MASTER_PORT": str(port_of(environment.get("SLURM_JOB_ID", "0")))}
     if "SLURM_STEP_NODELIST" in environment:
         found["MASTER_ADDR"] = first_host(environment["SLURM_STEP_NODELIST"])
     return found
+
+
+def port_of(job_id: str) -> int:
+    """Return the port at which a job's ranks meet, from 20000 to 31999.
+
+    From 32768 on Linux gives ports to connections, one of which would now and then have the job's on a busy node.
+    """
+    return 20000 + int(re.sub(r"\D", "", job_id)) % 12000
 
 
 def first_host(nodes: str) -> str:

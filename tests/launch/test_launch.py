@@ -188,6 +188,9 @@ def test_how_a_job_ended(tmp_path: Path, slurm: Path) -> None:
     assert end("FAILED") == ("failed", "job 7: rank 1 on node1: ValueError: no such thing")
     _error(folder, 1, 2.0, "pretrain.x: wrong", user=True)
     assert end("FAILED") == ("failed", "job 7: rank 1 on node1: pretrain.x: wrong")
+    # another job meets at another port
+    _error(folder, 1, 2.0, "port: 20007, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use")
+    assert end("FAILED")[0] == "lost"
     for rank in range(3):
         error_path(folder, "7", rank).unlink()
     (folder / "7_1_log.err").write_text("slurmstepd: error: Exceeded job memory limit\n")

@@ -44,7 +44,11 @@ def test_slurms_first_host_is_the_meeting_point(environment: pytest.MonkeyPatch)
     for name, value in {**SLURM, "SLURM_STEP_NODELIST": "gpu[03-05,09],login1"}.items():
         environment.setenv(name, value)
     assert meeting_point()["MASTER_ADDR"] == "gpu03"
-    assert 20000 <= int(meeting_point()["MASTER_PORT"]) < 40000
+    # below the ports that connections get, and another for the next job
+    environment.setenv("SLURM_JOB_ID", "1919999")
+    assert meeting_point()["MASTER_PORT"] == "31999"
+    environment.setenv("SLURM_JOB_ID", "1920000")
+    assert meeting_point()["MASTER_PORT"] == "20000"
     # torchrun has its own
     for name, value in TORCHRUN.items():
         environment.setenv(name, value)
