@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from flsl.config.base import Count, Fraction, NonNegative, Positive, Settings
 
 Sizes = Annotated[list[Count], Field(min_length=1)]
+PATCHES = (4, 8, 16)
+"""Sides of the patches, in pixels, that the detectors' pyramid can be made from."""
 
 
 class DetectorSettings(Settings):

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flsl.config.chain import check_chains
+from flsl.config.detect import PATCHES
 from flsl.config.experiment import Experiment
 from flsl.config.loading import require_data
 from flsl.config.sweep import Plan, PlannedRun, plan
 from flsl.runtime.errors import UserError
-
-# what the detectors' pyramid can be made from, in pixels
-_DETECTOR_PATCHES = (4, 8, 16)
 
 
 def check_whole(experiment: Experiment) -> Plan:
@@ -66,7 +64,7 @@ def _check_detector(run: PlannedRun) -> None:
     asked = _asked(run, ("coco", "uavdt"))
     if not asked:
         return
-    if encoder.patch_size not in _DETECTOR_PATCHES:
+    if encoder.patch_size not in PATCHES:
         raise UserError(
             f"pretrain.encoder.patch_size: a detector is built on patches of 4, 8 or 16 pixels, and the run {run.name} "
             f"has {encoder.patch_size}; leave {asked} out of its stages"

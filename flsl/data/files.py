@@ -192,6 +192,11 @@ def inspect_all(
     return [row for row in rows if row is not None]
 
 
+def count_unread(entries: Iterable[Entry], known: dict[str, Row]) -> int:
+    """Return how many entries :func:`inspect_all` must read."""
+    return sum(_cached(entry, known.get(entry.path)) is None for entry in entries)
+
+
 def shown(path: str) -> str:
     """Return a path that can be printed and stored as UTF-8: bytes that are no UTF-8 are written as ``\\xNN``."""
     try:

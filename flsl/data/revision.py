@@ -15,6 +15,7 @@ from flsl.data.files import (
     FILES,
     Row,
     content_sha256,
+    count_unread,
     inspect_all,
     is_settled,
     read_parts,
@@ -118,9 +119,9 @@ def revision(settings: KindSettings, folder: Path | str) -> str:
         known = read_parts(folder, root, decode=False, known=read_table(folder))
     except UserError:
         return _another(stored)
-    changed = sum(entry.path not in known or known[entry.path].mtime_ns != entry.mtime_ns for entry in listing.entries)
     # a copy of a large data set has new times: who only asked what would run should see why it takes so long
-    with bar(f"{root}: reading what has changed", len(listing.entries), enabled=changed >= _MANY) as told:
+    many = count_unread(listing.entries, known) >= _MANY
+    with bar(f"{root}: reading what has changed", len(listing.entries), enabled=many) as told:
         rows = inspect_all(root, listing.entries, known, folder, progress=told.advance, threads=True)
     content = content_sha256(rows)
     if content == manifest["content_sha256"]:

@@ -68,10 +68,11 @@ def _run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path,
     del train
     check_files(val, val_images)
     manifests = checked(experiment, stage)
+    records = {train_images / record["file_name"]: record for record in data.images}
+    records |= {val_images / record["file_name"]: record for record in val.images.values()}
     for manifest in manifests:
-        records = {train_images / record["file_name"]: record for record in data.images}
-        records |= {val_images / record["file_name"]: record for record in val.images.values()}
         check_suspects(manifest, records)
+    del records
     device = distributed.choose_device(experiment.compute.device)
     params = {
         "seed": experiment.seed,

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from flsl.config.detect import DetectorSettings
+from flsl.config.detect import PATCHES, DetectorSettings
 from flsl.runtime.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
@@ -45,7 +45,7 @@ class ViTPyramid(nn.Module):
         self.encoder = encoder
         self.patch_size: int = encoder.patch_embed.patch_size[0]
         self.out_channels = settings.channels
-        if self.patch_size not in STRIDES[:3]:
+        if self.patch_size not in PATCHES:
             raise UserError(
                 f"the encoder's patch size is {self.patch_size}; the pyramid's strides are made from 4, 8 or 16"
             )

@@ -63,11 +63,6 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:09d}.pth"
 
 
-def step_of(path: Path) -> int:
-    """Return the step that a checkpoint's name tells."""
-    return int(path.stem.removeprefix("step-"))
-
-
 def steps(folder: Path) -> list[Path]:
     """Return the folder's checkpoints, oldest first."""
     if not folder.is_dir():

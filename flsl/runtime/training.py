@@ -44,7 +44,7 @@ def resume(
     folder = out / "checkpoints"
     found = checkpoint.load_newest(folder) if process.is_main else None
     # all go on from the same one, whatever a network file system shows the others by now
-    step = distributed.first_says(checkpoint.step_of(found[0]) if found is not None else -1)
+    step = distributed.first_says(int(found[1]["step"]) if found is not None else -1)
     if step < 0:
         return None
     path, state = found or checkpoint.load_step(folder, step)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_dag import changed, planned_of, snakemake
+from tiny_workflow import changed, planned_of, snakemake
 
 Config = dict[str, Any]
 ONE = {"stages": ["knn"], "baselines": {}}

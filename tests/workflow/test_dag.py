@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,72 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
-from tiny import PRETRAIN
+from tiny_workflow import CONFIG, ROOT, changed, planned, snakemake
 
 from flsl.report.stale import stale_stages
 from flsl.runtime.results import read_project
 
-ROOT = Path(__file__).parents[2]
-CONFIG = {
-    "project": "tiny",
-    "data": {
-        "scenes": {
-            "root": "scenes",
-            "image_size": 32,
-            "classes": 2,
-            "train_images": 24,
-            "val_images": 8,
-            "coco_train_images": 0,
-            "uavdt_sequences": 0,
-            "davis_sequences": 0,
-        },
-        "images": {"root": "scenes/images", "boxes": "boxes.csv"},
-    },
-    "stages": ["knn", "linear", "aligned_knn"],
-    "pretrain": PRETRAIN | {"epochs": 1, "batch_size": 8},
-    "features": {"resize": 32, "crop": 32},
-    "knn": {"k": [3]},
-    "linear": {"learning_rates": [0.1], "blocks": [1], "epochs": 1, "batch_size": 8},
-    "aligned_knn": {"k": [3]},
-    "compute": {"workers": 0, "threads": 1},
-    "tracking": {"live": False},
-}
 # what is made from all runs' figures
 GATHERED = {"summary": 1, "bars": 1, "track": 1, "all": 1}
-
-
-def snakemake(place: Path, *arguments: str, config: dict[str, object] = CONFIG) -> subprocess.CompletedProcess[str]:
-    (place / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
-    command += ["--directory", str(place), "--configfile", str(place / "config.yaml"), "--cores", "2", *arguments]
-    return subprocess.run(command, cwd=place, text=True, capture_output=True)
-
-
-def planned(place: Path, config: dict[str, object] = CONFIG) -> dict[str, int]:
-    """The rules that a dry run would run, and how often."""
-    return planned_of(snakemake(place, "--dry-run", config=config))
-
-
-def planned_of(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    """The rules that a dry run has said it would run, and how often."""
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output
-    if "Nothing to be done" in output:
-        return {}
-    table = output[output.index("Job stats:") :].split("\n\n")[0]
-    rows = re.findall(r"^(\w+)\s+(\d+)$", table, flags=re.MULTILINE)
-    counts = {rule: int(count) for rule, count in rows}
-    assert counts.pop("total") == sum(counts.values())
-    return counts
-
-
-def changed(**sections: object) -> dict[str, object]:
-    """The config with some settings changed, section by section."""
-    merged: dict[str, object] = dict(CONFIG)
-    for name, value in sections.items():
-        old = merged.get(name)
-        merged[name] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 @pytest.fixture(scope="module")
@@ -330,50 +269,6 @@ def test_failure_leaves_the_others_results_and_names_the_log(copied: Path) -> No
     assert "`broken`: pretrain, knn, linear, aligned_knn" in summary
 
 
-@pytest.mark.parametrize(
-    ("sections", "words"),
-    [
-        ({"knn": {"k": [0]}}, "knn.k.0: input should be greater than or equal to 1"),
-        ({"runs": {"untrained": {}}}, "runs.untrained: baselines has that name, too"),
-        ({"pretrian": {}}, "pretrian: unknown setting (did you mean 'pretrain'?)"),
-        ({"data": {"images": None}}, "data.images: pretraining needs an image folder"),
-        ({"runs": {"x": {"pretrain.lr": 1}}}, "runs.x: pretrain.lr: unknown setting"),
-        (
-            {"runs": {"a": {"pretrain.previous": "b"}, "b": {"pretrain.previous": "a"}}},
-            "runs.b: pretrain.previous: leads back to where it started, a -> b -> a; one of them must start from",
-        ),
-        (
-            {"runs": {"base": {}, "later": {"pretrain.previous": "bsae"}}},
-            "runs.later: pretrain.previous: no run or baseline 'bsae' (did you mean 'base'?)",
-        ),
-    ],
-)
-def test_bad_config_is_told_before_anything_runs(tmp_path: Path, sections: dict[str, object], words: str) -> None:
-    result = snakemake(tmp_path, config=changed(**sections))
-    assert result.returncode == 1
-    assert words in result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
-    assert not (tmp_path / "results").exists()
-
-
-def test_a_file_without_a_project_is_not_laid_over_the_demo(tmp_path: Path) -> None:
-    (tmp_path / "config").mkdir()
-    shutil.copy(ROOT / "config/demo.yaml", tmp_path / "config")
-    result = snakemake(tmp_path, "--dry-run", config={"data": {"images": {"root": "mine"}}})
-    assert result.returncode == 1
-    assert "config.yaml: project: this setting is needed" in result.stdout + result.stderr
-
-
-def test_the_demo_may_be_run_as_another_project(tmp_path: Path) -> None:
-    (tmp_path / "config").mkdir()
-    shutil.copy(ROOT / "config/demo.yaml", tmp_path / "config")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile")]
-    command += ["--directory", str(tmp_path), "--dry-run", "--config", "project=another"]
-    result = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "results/another/summary.md" in result.stdout
-
-
 def test_rules_are_in_one_shape() -> None:
     """Every rule that makes something has a log and a message; those that compute have a benchmark and resources."""
     text = "\n".join(path.read_text() for path in sorted((ROOT / "workflow" / "rules").glob("*.smk")))
@@ -385,20 +280,3 @@ def test_rules_are_in_one_shape() -> None:
         wanted = ["log:", "message:"] + ([] if "localrule: True" in body else ["resources:", "threads:"][:1])
         missing.update(f"{name} {part}" for part in wanted if part not in body)
     assert not missing
-
-
-def test_numbers_in_quotes_are_strings(tmp_path: Path) -> None:
-    config = changed(project="2024", cluster={"account": "1234"})
-    result = snakemake(tmp_path, "--dry-run", config=config)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "results/2024/summary.md" in result.stdout + result.stderr
-
-
-def test_settings_of_the_command_line_keep_their_types(tmp_path: Path) -> None:
-    words = ("linear={flip: False}", "tracking={live: false, uri: ~}", "visualize={size: Null}")
-    result = snakemake(tmp_path, "--dry-run", "--config", "knn={k: [2, 4], temperature: 0.1}", *words)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Job stats:" in result.stdout + result.stderr
-    result = snakemake(tmp_path, "--dry-run", "--config", "knn={temprature: 0.1}")
-    wrong = "the command line: knn.temprature: unknown setting (did you mean 'temperature'?)"
-    assert wrong in result.stdout + result.stderr
