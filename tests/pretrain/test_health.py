@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics.cluster import expected_mutual_information, mutual_info_score
 
 from flsl.pretrain.health import Health
 
@@ -22,7 +23,7 @@ def entropy(values: list[object]) -> float:
 def test_figures_equal_counting_by_hand() -> None:
     rng = np.random.default_rng(0)
     health = Health(prototypes=7, positions=9)
-    student, teacher, entropies, variances, pairs = [], [], [], [], []
+    student, teacher, entropies, variances = [], [], [], []
     for _ in range(3):
         tokens, logits = rng.standard_normal((20, 4)), rng.uniform(-1, 1, (20, 7))
         mine, queries = rng.integers(0, 7, 20), rng.integers(0, 9, (3, 4))
@@ -33,17 +34,28 @@ def test_figures_equal_counting_by_hand() -> None:
         shares = powers / powers.sum(1, keepdims=True)
         entropies.append(-(shares * np.log(shares)).sum(1).mean())
         variances.append(tokens.var(0, ddof=1).mean())
-        pairs += list(zip(logits.argmax(1)[:12].tolist(), queries.flatten().tolist(), strict=True))
     figures = health.window()
     assert figures["student_perplexity"] == pytest.approx(math.exp(entropy(student)), rel=1e-5)
     assert figures["perplexity"] == pytest.approx(math.exp(entropy(teacher)), rel=1e-5)
     assert figures["prototypes_used"] == pytest.approx(100 * len(set(teacher)) / 7)
     assert figures["teacher_entropy"] == pytest.approx(np.mean(entropies), rel=1e-5)
     assert figures["feature_variance"] == pytest.approx(np.mean(variances), rel=1e-5)
-    prototypes, positions = (entropy(list(column)) for column in zip(*pairs, strict=True))
-    joint = entropy([9 * p + q for p, q in pairs])
-    wanted = 100 * (prototypes + positions - joint) / positions
-    assert health.epoch()["position_information"] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_position_information_is_scikit_learns_adjusted_for_chance(share: float) -> None:
+    rng = np.random.default_rng(0)
+    prototypes, tokens = 64, 2000  # not one token a cell
+    positions = rng.integers(0, 36, (tokens // 4, 4))
+    own = np.where(rng.random(tokens) < share, positions.ravel(), rng.integers(0, prototypes, tokens))
+    health = Health(prototypes, 36)
+    logits = one_hot(own, prototypes)
+    health.update(torch.rand(tokens, 2), logits, logits, 0.1, torch.from_numpy(positions))
+    table = np.bincount(own * 36 + positions.ravel(), minlength=prototypes * 36).reshape(-1, 36)
+    found = mutual_info_score(own, positions.ravel())
+    chance = expected_mutual_information(table[table.any(1)], tokens)
+    wanted = 100 * (found - chance) / (entropy(positions.ravel().tolist()) - chance)
+    assert health.epoch()["position_information"] == pytest.approx(max(0.0, wanted), abs=0.7)
 
 
 def test_centred_assignments_are_those_of_the_targets() -> None:
