@@ -11,6 +11,7 @@ from flsl.data.manifest import MANIFEST, load_manifest, trained_on
 from flsl.pretrain.online_knn import build_online_knn
 from flsl.pretrain.recipe import check_previous
 from flsl.pretrain.trainer import Job, pretrain
+from flsl.runtime.distributed import fitting
 from flsl.runtime.machine import sampling
 from flsl.runtime.place import is_main_process
 
@@ -33,7 +34,7 @@ def pretrain_folder(
         The final figures; none on ranks other than the first.
 
     Raises:
-        UserError: as :func:`flsl.pretrain.trainer.pretrain`.
+        UserError: as :func:`flsl.pretrain.trainer.pretrain`, or when a GPU's memory is full.
         Stopped: when a signal ended the training after it was saved.
     """
     check_previous(settings.pretrain, previous)
@@ -49,5 +50,9 @@ def pretrain_folder(
         online_knn=check,
         previous=previous,
     )
-    with sampling(out):
+    less = (
+        "pretrain.batch_size: too many images for the GPUs' memory; set compute.activation_checkpointing=true, take "
+        "more GPUs, or raise pretrain.accumulate, which makes another run"
+    )
+    with sampling(out), fitting(less):
         return pretrain(job, ImageSet.from_manifest(images, "train"))

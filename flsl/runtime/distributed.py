@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +104,23 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
             "check the driver with nvidia-smi, or set compute.device=cpu"
         )
     return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def fitting(remedy: str) -> Iterator[None]:
+    """Make it the user's error where a GPU's memory is too small for the body of ``with``.
+
+    Args:
+        remedy: the settings that ask for less, with what would do.
+
+    Raises:
+        UserError: when the memory is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        # its advice after that is for programmers
+        raise UserError(f"{remedy}: {str(error).partition(' Of the allocated')[0]}") from error
 
 
 def use_threads(count: int) -> None:

@@ -5,10 +5,12 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from test_trainer import EPOCHS, STEPS, assert_same_run, command, kill_at, make_place, pretrain, run_flsl
 
 from flsl.cli import main
 from flsl.pretrain import trainer
+from flsl.pretrain.step import TrainingStep
 from flsl.runtime.checkpoint import steps as checkpoints
 from flsl.runtime.history import read_history
 
@@ -42,6 +44,22 @@ def test_weights_that_are_not_finite_are_not_saved(place: Path) -> None:
     assert result.returncode == 2
     assert "the weights after step 1 are not finite; there was no checkpoint yet" in result.stderr.splitlines()[-1]
     assert not checkpoints(out / "checkpoints")
+
+
+def test_a_gpu_that_is_full_is_one_line_that_names_the_settings(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 1.17 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB "
+            "is free. Of the allocated memory 76.80 GiB is allocated by PyTorch. If reserved memory is large try \n…"
+        )
+
+    monkeypatch.setattr(TrainingStep, "accumulate", full)
+    assert main([str(each) for each in pretrain(place, place / "full")]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("flsl: error: pretrain.batch_size: too many images for the GPUs' memory; ")
+    assert told.endswith("GPU 0 has a total capacity of 79.11 GiB of which 1.02 GiB is free.")
 
 
 def test_an_epoch_is_kept_before_a_checkpoint_goes_on_from_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
