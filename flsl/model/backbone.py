@@ -270,6 +270,7 @@ def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> 
     depth = 1 + max((int(key.split(".")[1]) for key in weights if key.startswith("blocks.")), default=-1)
     if not depth:
         raise UserError(f"{path}: holds a patch embedding but no transformer blocks (blocks.0.…)")
+    named = None if model is None else _create(model, {"num_classes": 0})
     prefix = int("cls_token" in weights)
     registers = weights["reg_token"].shape[1] if "reg_token" in weights else 0
     positions = weights.get("pos_embed")
@@ -279,11 +280,17 @@ def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> 
         positions = sincos_positions((side, side), width)
         weights["pos_embed"] = torch.cat([positions.new_zeros(1, prefix, width), positions], 1)
         tokens = side * side
+    elif named is not None and named.no_embed_class:
+        tokens = positions.shape[1]
     else:
         tokens = positions.shape[1] - prefix - registers
-    side = math.isqrt(tokens)
-    if side * side != tokens:
+        if prefix and not _is_square(tokens) and _is_square(tokens + 1):
+            # the authors' ViT keeps a class token that it does not use; all positions are of patches
+            del weights["cls_token"]
+            prefix, tokens = 0, tokens + 1
+    if not _is_square(tokens):
         raise UserError(f"{path}: its {tokens} positions make no square grid of patches")
+    side = math.isqrt(tokens)
     arguments: dict[str, Any] = {
         "patch_size": patch,
         "embed_dim": width,
@@ -296,18 +303,21 @@ def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> 
         "num_classes": 0,
         "dynamic_img_size": True,
     }
-    if model is None:
+    if named is None or model is None:
         model, arguments["num_heads"] = "vit_small_patch16_224", max(1, width // 64)
     else:
-        _check_architecture(model, arguments, path)
+        _check_architecture(named, model, arguments, path)
     vit = _create(model, arguments)
     _load(vit, weights, path)
     return Backbone(vit, model, arguments)
 
 
-def _check_architecture(model: str, arguments: Mapping[str, Any], path: Path) -> None:
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
+
+
+def _check_architecture(named: VisionTransformer, model: str, arguments: Mapping[str, Any], path: Path) -> None:
     """Refuse weights of another width, depth or patch size than the named model's."""
-    named = _create(model, {"num_classes": 0})
     theirs = {"embed_dim": named.embed_dim, "depth": len(named.blocks), "patch_size": named.patch_embed.patch_size[0]}
     for key, value in theirs.items():
         if arguments[key] != value:

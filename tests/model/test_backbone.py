@@ -68,7 +68,7 @@ def test_tokens_of_the_last_blocks_are_normalised(exported: tuple[Path, torch.nn
 @pytest.mark.parametrize("prefix", ["module.backbone.", "backbone.", ""])
 @pytest.mark.parametrize("outer", ["teacher", None])
 def test_peers_layouts_give_the_same_tokens(tmp_path: Path, prefix: str, outer: str | None) -> None:
-    """The authors' and DINO's files: a class token, learned positions, 64 wide heads, prefixes, a head beside."""
+    """DINO's files: a class token, learned positions, 64 wide heads, prefixes, a head beside."""
     peer = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=0, img_size=64).eval()
     weights = {prefix + key: value for key, value in peer.state_dict().items()}
     weights[f"{prefix.removesuffix('backbone.')}head.last_layer.weight_g"] = torch.ones(4, 1)
@@ -76,6 +76,26 @@ def test_peers_layouts_give_the_same_tokens(tmp_path: Path, prefix: str, outer: 
     images = torch.rand(2, 3, 64, 64)
     tokens = load_backbone(tmp_path / "c.pth").tokens(images)
     torch.testing.assert_close(tokens, peer.forward_features(images)[:, 1:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", [None, "vit_small_patch16_224"])
+def test_the_authors_class_token_without_a_position_is_not_used(tmp_path: Path, model: str | None) -> None:
+    """As their code makes it: the class token stays among the parameters, its position is cut off."""
+    encoder = build_encoder(EncoderSettings(), 64).eval()
+    weights = {**encoder.state_dict(), "cls_token": torch.rand(1, 1, 384)}
+    torch.save({"teacher": {f"backbone.{key}": value for key, value in weights.items()}}, tmp_path / "c.pth")
+    images = torch.rand(1, 3, 64, 64)
+    tokens = load_backbone(tmp_path / "c.pth", model).tokens(images)
+    torch.testing.assert_close(tokens, encoder.forward_features(images))
+
+
+@pytest.mark.parametrize("name", ["deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_timms_class_tokens_without_a_position_are_used(tmp_path: Path, name: str) -> None:
+    peer = timm.create_model(name, num_classes=0, img_size=3 * int(name.split("patch")[1][:2]), dynamic_img_size=True)
+    torch.save(peer.eval().state_dict(), tmp_path / "c.pth")
+    images = torch.rand(1, 3, *peer.patch_embed.img_size)
+    tokens = load_backbone(tmp_path / "c.pth", name).tokens(images)
+    torch.testing.assert_close(tokens, peer.forward_features(images)[:, peer.num_prefix_tokens :])
 
 
 def test_student_is_not_taken_where_there_is_a_teacher(tmp_path: Path) -> None:
