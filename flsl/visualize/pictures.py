@@ -209,7 +209,16 @@ def _around(image: Image.Image, top: int, left: int, patch: int) -> Image.Image:
     return made
 
 
-def effective_keys(weights: Tensor) -> float:
-    """Return how many keys attention (…, N) is spread over: exp of its mean entropy, in percent of N."""
-    entropy = -torch.xlogy(weights, weights).sum(-1).mean()
-    return float(100 * torch.exp(entropy) / weights.shape[-1])
+def effective_keys(queries: Tensor, keys: Tensor, temperature: float) -> float:
+    """Return how many keys mean-shift attention is spread over: exp of its mean entropy, in percent of N.
+
+    Args:
+        queries: (images, M, C).
+        keys: (images, N, C).
+        temperature: τ.
+    """
+    entropies = []
+    for own, others in zip(queries, keys, strict=True):  # M × N numbers, of an image at a time
+        weights = attention_map(own[None], others[None], temperature)
+        entropies.append(-torch.xlogy(weights, weights).sum(-1).mean())
+    return float(100 * torch.exp(torch.stack(entropies).mean()) / keys.shape[1])

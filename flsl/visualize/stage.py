@@ -12,7 +12,6 @@ from torch import Tensor
 from flsl.config.experiment import Experiment
 from flsl.config.visualize import VisualizeSettings
 from flsl.data.manifest import MANIFEST
-from flsl.model.mean_shift import attention_map
 from flsl.runtime.distributed import choose_device, describe
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import StageRecord
@@ -102,10 +101,8 @@ def _draw(
         figures.append(
             {
                 "visualize/pca_variance": 100 * share,
-                "visualize/self_attention_keys": pictures.effective_keys(attention_map(student, student, model.tau_sa)),
-                "visualize/cross_attention_keys": pictures.effective_keys(
-                    attention_map(student, teacher, model.tau_ca)
-                ),
+                "visualize/self_attention_keys": pictures.effective_keys(student, student, model.tau_sa),
+                "visualize/cross_attention_keys": pictures.effective_keys(student, teacher, model.tau_ca),
             }
         )
     parts = [align(one, parts[reference]) for one in parts]

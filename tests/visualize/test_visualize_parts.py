@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.decomposition import PCA
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flsl.config.data import ImageFolderSettings
 from flsl.config.pretrain import EncoderSettings
@@ -20,6 +22,7 @@ from flsl.data.check import check_data
 from flsl.data.packing import pack_images
 from flsl.model.backbone import Backbone
 from flsl.model.head import ProjectionHead
+from flsl.model.mean_shift import attention_map
 from flsl.model.vit import build_encoder, timm_arguments
 from flsl.runtime.errors import UserError
 from flsl.visualize import choose
@@ -102,8 +105,26 @@ def test_attention_is_brightest_where_it_is_largest() -> None:
 
 
 def test_effective_keys_of_even_and_single_attention() -> None:
-    assert effective_keys(torch.full((2, 3, 20), 1 / 20)) == pytest.approx(100)
-    assert effective_keys(torch.eye(20)[None]) == pytest.approx(5)
+    axes = torch.eye(20)[None]
+    assert effective_keys(axes[:, :3].repeat(2, 1, 1), axes.repeat(2, 1, 1), 0.0) == pytest.approx(100)
+    assert effective_keys(axes, axes, 1e4) == pytest.approx(5)
+
+
+def test_effective_keys_of_many_images_take_the_memory_of_one() -> None:
+    largest = [0]
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            largest[0] = max(largest[0], made.numel() if isinstance(made, torch.Tensor) else 0)
+            return made
+
+    queries, keys = torch.randn(7, 30, 4), torch.randn(7, 40, 4)
+    weights = attention_map(queries, keys, 0.5)
+    wanted = 100 * torch.exp(-(weights * weights.log()).sum(-1).mean()) / 40
+    with Sizes():
+        assert effective_keys(queries, keys, 0.5) == pytest.approx(float(wanted))
+    assert largest[0] == 30 * 40
 
 
 def test_queries_are_distinct_patches() -> None:
