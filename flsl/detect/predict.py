@@ -15,8 +15,10 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
 from flsl.config.detect import RecipeSettings
+from flsl.detect.augment import fitted
 from flsl.detect.coco_files import Annotations, Record
 from flsl.detect.dataset import Sample, TestImages, check_files, loader
+from flsl.model.pyramid import ViTPyramid
 from flsl.runtime.distributed import Process
 from flsl.runtime.outputs import write_text
 from flsl.runtime.progress import bar
@@ -50,13 +52,28 @@ def predict(
     records = list(truth.images.values())[process.rank :: process.world_size]
     categories = sorted(truth.categories)
     results: list[Record] = []
-    batches = loader(TestImages(records, folder, recipe), workers, process.device, batch_size=recipe.test_batch_size)
+    order = alike(records, recipe)
+    batches = loader(TestImages(records, folder, recipe), workers, process.device, batch_sampler=order)
     with bar("predicting (images)", len(records), enabled=process.is_main) as shown, torch.inference_mode():
         for samples in batches:
             for sample, found in zip(samples, model([sample.image for sample in samples]), strict=True):
                 results += coco_results(sample, found, categories)
             shown.advance(len(samples))
-    return results
+    return merge([results], truth)
+
+
+def alike(records: list[Record], recipe: RecipeSettings) -> list[list[int]]:
+    """Return batches of the images' places, each of images that the detector pads to one size.
+
+    Padding to the size of another image shows at an image's border, and gives proposals from beyond it: what is found
+    on an image would depend on the others of its batch, and so on the number of processes.
+    """
+    step, groups = ViTPyramid.size_divisibility, dict[tuple[int, ...], list[int]]()
+    for place, record in enumerate(records):
+        size = fitted(record["width"], record["height"], recipe.test_short_side, recipe.long_side)
+        groups.setdefault(tuple(-(-side // step) for side in size), []).append(place)
+    most = recipe.test_batch_size
+    return [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
 
 
 def coco_results(sample: Sample, found: dict[str, Tensor], categories: list[int]) -> list[Record]:

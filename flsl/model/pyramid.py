@@ -74,7 +74,7 @@ class ViTPyramid(nn.Module):
         """Return the maps ``p2`` … ``p6``, (batch, channels, ⌈H / stride⌉, ⌈W / stride⌉) of the padded input.
 
         Each image goes through the encoder at its own size, padded to whole patches: positions are interpolated to its
-        own grid, and what an image gives does not depend on the others of its batch.
+        own grid, and its tokens do not depend on the others of its batch.
 
         Args:
             images: (batch, 3, H, W), normalised, padded below and to the right.

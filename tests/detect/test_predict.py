@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools import mask as reference_mask
+from tiny_coco import tiny_experiment
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from flsl.detect.augment import Target
+from flsl.detect.coco_files import parse_annotations
 from flsl.detect.dataset import Sample
-from flsl.detect.predict import coco_results
+from flsl.detect.predict import coco_results, predict
+from flsl.detect.rcnn import Detector
+from flsl.model.choice import EncoderChoice
+from flsl.runtime.distributed import Process
 
 
 def test_boxes_and_masks_are_those_of_the_files_pixels() -> None:
@@ -61,3 +69,29 @@ def test_masks_are_those_that_torchvision_pastes(seed: int, height: int, width: 
         pasted = paste_masks_in_image(mask[None], box[None], (height, width))[0, 0] >= 0.5
         wanted = reference_mask.encode(np.asfortranarray(pasted.numpy().astype(np.uint8)))
         assert code == {"size": [height, width], "counts": wanted["counts"].decode()}
+
+
+def test_detections_do_not_depend_on_the_other_images_of_a_batch(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [(40, 48), (90, 40), (40, 90), (44, 42), (56, 64), (40, 120)]
+    for index, (width, height) in enumerate(sizes):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / f"{index}.png")
+    images = [{"id": 9 - i, "file_name": f"{i}.png", "width": w, "height": h} for i, (w, h) in enumerate(sizes)]
+    data = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+    truth = parse_annotations(data, tmp_path / "coco.json")
+    experiment = tiny_experiment(tmp_path, "detection.model.score_threshold=0")
+    torch.manual_seed(0)
+    backbone = EncoderChoice(random=True).load(experiment)
+    detector = Detector(backbone, 1, experiment.detection.model, masks=False).eval()
+
+    def found(batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[float]]:
+        recipe = experiment.detection.coco.model_copy(update={"test_batch_size": batch_size, "test_short_side": 40})
+        process = Process(rank, 0, world_size, torch.device("cpu"))
+        results = predict(detector, truth, tmp_path, recipe, 0, process)
+        return [[entry["image_id"], entry["score"], *entry["bbox"]] for entry in results]
+
+    alone = found(1)
+    assert list(dict.fromkeys(number for number, *_ in alone)) == [9, 8, 7, 6, 5, 4]  # the images' order
+    np.testing.assert_allclose(found(6), alone, atol=0.01)
+    apart = found(6, 0, 2) + found(6, 1, 2)
+    np.testing.assert_allclose(sorted(apart, key=lambda row: -row[0]), alone, atol=0.01)
