@@ -92,8 +92,10 @@ def _write_per_class(path: Path, predictions: dict[int, Tensor], labels: Tensor,
 
 
 def _write_confusion(path: Path, predicted: Tensor, labels: Tensor, classes: list[str]) -> None:
-    pairs = torch.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2)
     with atomic(path) as temporary, temporary.open("w", newline="", **_TEXT) as file:
         writer = csv.writer(file)
         writer.writerow(["class", *classes])
-        writer.writerows([name, *row] for name, row in zip(classes, pairs.view(len(classes), -1).tolist(), strict=True))
+        # row by row: of ImageNet-21k's classes the whole table would be gigabytes
+        for index, name in enumerate(classes):
+            row = torch.bincount(predicted[labels == index], minlength=len(classes))
+            writer.writerow([name, *row.tolist()])

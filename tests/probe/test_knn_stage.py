@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import KNeighborsClassifier
 
 from flsl.model.choice import EncoderChoice
 from flsl.probe.features import extract
 from flsl.probe.images import ImageSource
-from flsl.probe.knn import classify
+from flsl.probe.knn import _write_confusion, classify
 from flsl.runtime.errors import UserError
 
 
@@ -91,3 +93,18 @@ def test_more_neighbours_than_images_is_refused(features: Path, make_settings: C
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="no such file; the record of frozen features"):
         classify(make_settings(), tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_the_confusion_of_many_classes_is_written_in_little_memory(tmp_path: Path) -> None:
+    classes = 1500
+    labels = torch.arange(classes).repeat(2)
+    names = [f"n{index:08d}" for index in range(classes)]
+    tracemalloc.start()
+    try:
+        _write_confusion(tmp_path / "confusion.csv", labels.flip(0), labels, names)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 2**20  # a list of all cells alone would take 17 MiB
+    last = read_csv(tmp_path / "confusion.csv")[-1]
+    assert last == [f"n{classes - 1:08d}", "2", *["0"] * (classes - 1)]
