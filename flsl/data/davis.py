@@ -11,7 +11,10 @@ from flsl.config.data import DavisDataSettings
 from flsl.data.files import Row
 from flsl.data.findings import Findings
 from flsl.runtime.errors import UserError, right_in
+from flsl.runtime.progress import counted
 
+LEAST_FRAMES = 3
+"""Of a sequence that is evaluated: the first and the last one are left out."""
 _VOID = 255
 
 
@@ -93,6 +96,8 @@ def _check_sequence(frames: dict[str, Row], masks: dict[str, Row], only_first: b
     expected = {first} if only_first else set(frames)
     lone = {"frame(s) without mask": expected - set(masks), "mask(s) without frame": set(masks) - set(frames)}
     wrong += [f"{len(names)} {what}, e.g. {min(names)}" for what, names in lone.items() if names]
+    if len(frames) < LEAST_FRAMES and not only_first:
+        wrong.append(f"{counted(len(frames), 'frame')}; with fewer than {LEAST_FRAMES} it cannot be evaluated")
     # sorted as text, as all that reads them does: without leading zeros 10 would come before 2
     numbers = [int(name) for name in sorted(frames) if name.isdecimal()]
     if len(numbers) != len(frames) or numbers != list(range(len(numbers))):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flsl.config.data import DavisDataSettings
-from flsl.data.davis import read_list
+from flsl.data.davis import LEAST_FRAMES, read_list
 from flsl.data.decode import open_image, reason
 from flsl.runtime.errors import UserError, nearest, require_folder, right_in
 from flsl.runtime.progress import counted
@@ -121,10 +121,10 @@ def ground_truth(data: DavisDataSettings, name: str) -> tuple[Path, ...]:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{folder}: the mask {missing[0]}.png of a frame{more} is missing")
-    if len(masks) < 3:
+    if len(masks) < LEAST_FRAMES:
         raise UserError(
             f"{folder}: {counted(len(masks), 'frame')}; the first and the last are not evaluated, "
-            "so that at least 3 are needed"
+            f"so that at least {LEAST_FRAMES} are needed"
         )
     return masks
 

@@ -93,6 +93,10 @@ def _number_without_zeros(root: Path) -> None:
             lambda d: [path.rename(path.with_suffix(".bmp")) for path in (d / MASKS / "bear").iterdir()],
             "val: bear: 3 mask(s) whose names do not end in .png, e.g. Annotations/480p/bear/00000.bmp",
         ),
+        (
+            lambda d: [(d / f / "bear" / f"00002.{e}").unlink() for f, e in ((FRAMES, "jpg"), (MASKS, "png"))],
+            "val: bear: 2 frames; with fewer than 3 it cannot be evaluated",
+        ),
         (_number_without_zeros, "val: bear: frames are not numbered 00000, 00001, …"),
         (lambda d: (d / FRAMES / "bear").rename(d / "away"), "val: bear: has no frames"),
         (lambda d: (d / MASKS / "bear").rename(d / "away"), "val: bear: has no masks"),
