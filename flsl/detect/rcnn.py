@@ -41,6 +41,19 @@ class _Pooler(MultiScaleRoIAlign):  # type: ignore[misc]
         return pooled
 
 
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's, which takes the padded size over the map's size, rounded down, for a level's stride.
+
+    Of a side of 800 pixels, stride 64 has 13 places, which would be 61 pixels apart: the last one 36 pixels off.
+    """
+
+    def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        """Return each level's anchors; see :class:`torchvision.models.detection.anchor_utils.AnchorGenerator`."""
+        true = [[stride, stride] for stride in (*STRIDES, 2 * STRIDES[-1])]
+        anchors: list[Tensor] = super().grid_anchors(grid_sizes, true)
+        return anchors
+
+
 class Detector(nn.Module):
     """The detector; images are lists of (3, height, width) uint8 tensors of any sizes."""
 
@@ -61,7 +74,7 @@ class Detector(nn.Module):
         """
         super().__init__()
         pyramid = ViTPyramid(backbone.vit, settings)
-        anchors = AnchorGenerator(tuple((size,) for size in settings.anchor_sizes), ((0.5, 1.0, 2.0),) * len(LEVELS))
+        anchors = _Anchors(tuple((size,) for size in settings.anchor_sizes), ((0.5, 1.0, 2.0),) * len(LEVELS))
         common: dict[str, Any] = {
             "backbone": pyramid,
             "rpn_anchor_generator": anchors,

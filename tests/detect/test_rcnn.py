@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.models.detection.image_list import ImageList
 
 from flsl.config.checking import check
 from flsl.config.detect import DetectorSettings
@@ -27,6 +28,19 @@ def test_levels_have_their_strides_on_images_of_any_shape(height: int, width: in
     with torch.no_grad():
         detector([torch.randint(256, (3, height, width), dtype=torch.uint8)])
     assert detector.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+def test_anchors_lie_a_stride_apart_where_it_does_not_divide_the_image() -> None:
+    height, width = 800, 1312  # whole times 32, as images are padded, and not 64
+    levels = [(stride, -(-height // stride), -(-width // stride)) for stride in (4, 8, 16, 32, 64)]
+    maps = [torch.zeros(1, 1, rows, columns) for _, rows, columns in levels]
+    images = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
+    (anchors,) = tiny_detector().rpn.anchor_generator(images, maps)
+    middles = (anchors[:, :2] + anchors[:, 2:]) / 2
+    parts = middles.split([3 * rows * columns for _, rows, columns in levels])
+    for part, (stride, rows, columns) in zip(parts, levels, strict=True):
+        assert part[:, 0].unique().tolist() == [stride * place for place in range(columns)]
+        assert part[:, 1].unique().tolist() == [stride * place for place in range(rows)]
 
 
 def test_what_is_found_does_not_depend_on_the_images_before() -> None:
