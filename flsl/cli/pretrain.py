@@ -35,7 +35,8 @@ aside. Several processes: torchrun --nproc-per-node 8 -m flsl pretrain …, or s
         """
 
 Reads our checkpoint.pth, the authors' and DINO's checkpoints and timm's state dictionaries. The file's metadata holds
-timm_model and timm_arguments: timm.create_model(timm_model, checkpoint_path=FILE, **timm_arguments) loads it.""",
+timm_model and timm_arguments: timm.create_model(timm_model, checkpoint_path=FILE, **timm_arguments) loads it. Where the
+images' mean and standard deviation are not ImageNet's, image_mean_and_std holds them.""",
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="what to read")
     parser.add_argument("--model", metavar="NAME", help="timm model, where the checkpoint's shapes do not tell it")

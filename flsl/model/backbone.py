@@ -23,7 +23,7 @@ from flsl.runtime.checkpoint import why_unreadable
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import atomic
 
-_MODEL_KEY, _ARGUMENTS_KEY = "timm_model", "timm_arguments"
+_MODEL_KEY, _ARGUMENTS_KEY, _STATISTICS_KEY = "timm_model", "timm_arguments", "image_mean_and_std"
 _ENCODER_PARTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "blocks", "norm", "norm_pre", "fc_norm")
 
 
@@ -79,6 +79,12 @@ class Backbone(nn.Module):
             images, indices=last_n, norm=True, output_fmt="NLC", intermediates_only=True
         )
         return [self.vit.fc_norm(block) for block in tokens]
+
+    def statistics(self) -> dict[str, str]:
+        """Return the entry of a file's metadata that tells :attr:`mean` and :attr:`std`; none if ImageNet's."""
+        if (self.mean, self.std) == (IMAGENET_MEAN, IMAGENET_STD):
+            return {}
+        return {_STATISTICS_KEY: json.dumps([self.mean, self.std])}
 
     def digest(self) -> str:
         """Return the SHA-256 of the names and bytes of all weights."""
@@ -145,8 +151,8 @@ def load_backbone(
         arguments = json.loads(about[_ARGUMENTS_KEY])
         vit = _create(about[_MODEL_KEY], arguments)
         _load(vit, weights, path)
-        return Backbone(vit, about[_MODEL_KEY], arguments)
-    return _from_weights(weights, model, path)
+        return Backbone(vit, about[_MODEL_KEY], arguments, *_statistics(about, model))
+    return _from_weights(weights, model, path, *_statistics(about, model))
 
 
 def save_backbone(path: Path | str, vit: nn.Module, name: str, arguments: Mapping[str, Any], **about: str) -> None:
@@ -224,6 +230,15 @@ def encoder_weights(data: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return {key: value for key, value in weights.items() if key.split(".")[0] in _ENCODER_PARTS}
 
 
+def _statistics(about: Mapping[str, Any], model: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation that a file tells, or a timm name that says which weights it holds."""
+    if _STATISTICS_KEY in about:
+        mean, std = json.loads(about[_STATISTICS_KEY])
+        return tuple(mean), tuple(std)
+    weights = timm.get_pretrained_cfg(model) if model is not None and "." in model and timm.is_model(model) else None
+    return (IMAGENET_MEAN, IMAGENET_STD) if weights is None else (tuple(weights.mean), tuple(weights.std))
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -263,7 +278,9 @@ def _from_timm(name: str, image_size: int | None, pretrained: bool) -> Backbone:
     return Backbone(vit, name, arguments, tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"]))
 
 
-def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> Backbone:
+def _from_weights(
+    weights: dict[str, Tensor], model: str | None, path: Path, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Backbone:
     """Build the vision transformer that a state dictionary's shapes describe, and load it."""
     kernel = weights["patch_embed.proj.weight"]
     width, patch = kernel.shape[0], kernel.shape[-1]
@@ -309,7 +326,7 @@ def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> 
         _check_architecture(named, model, arguments, path)
     vit = _create(model, arguments)
     _load(vit, weights, path)
-    return Backbone(vit, model, arguments)
+    return Backbone(vit, model, arguments, mean, std)
 
 
 def _is_square(count: int) -> bool:

@@ -18,7 +18,8 @@ def export(checkpoint: Path, out: Path, model: str | None = None) -> Backbone:
         UserError: naming the file that cannot be read or written.
     """
     backbone = load_backbone(checkpoint, model)
-    save_backbone(out, backbone.vit, backbone.name, backbone.arguments, source=checkpoint.name)
+    about = {"source": checkpoint.name, **backbone.statistics()}
+    save_backbone(out, backbone.vit, backbone.name, backbone.arguments, **about)
     return backbone
 
 
@@ -44,6 +45,7 @@ def write_baseline(experiment: Experiment, name: str, out: Path) -> None:
             backbone = load_backbone(None, baseline.model, experiment.features.crop)
         case "file":
             backbone = load_backbone(baseline.checkpoint, baseline.model)
-    save_backbone(out / "backbone.safetensors", backbone.vit, backbone.name, backbone.arguments, run=name)
+    about = {"run": name, **backbone.statistics()}
+    save_backbone(out / "backbone.safetensors", backbone.vit, backbone.name, backbone.arguments, **about)
     parameters = sum(parameter.numel() for parameter in backbone.vit.parameters())
     record.write(out / "metrics.json", {"baseline/parameters": parameters})

@@ -8,9 +8,13 @@ import safetensors
 import timm
 import torch
 
+from flsl.config.checking import check
+from flsl.config.experiment import Experiment
 from flsl.config.pretrain import EncoderSettings
+from flsl.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from flsl.model.backbone import load_backbone, save_backbone
 from flsl.model.vit import build_encoder, timm_arguments
+from flsl.pretrain.export import export, write_baseline
 from flsl.runtime.errors import UserError
 
 SETTINGS = EncoderSettings(
@@ -149,3 +153,26 @@ def test_any_timm_model_gives_patch_tokens() -> None:
     assert backbone.tokens(torch.rand(2, 3, 32, 48)).shape == (2, 6, 192)
     with pytest.raises(UserError, match=r"features.crop: 40 is not a multiple of the patch size"):
         backbone.check_size(40, "features.crop")
+
+
+def test_images_are_normalised_as_a_baselines_model_expects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the stages have nothing but the file
+    made = load_backbone(None, "vit_tiny_patch16_224", image_size=32, pretrained=False)
+    assert made.mean == made.std == (0.5, 0.5, 0.5)
+    monkeypatch.setattr("flsl.pretrain.export.load_backbone", lambda *_: made)
+    baselines = {"peer": {"kind": "timm", "model": "vit_tiny_patch16_224"}}
+    write_baseline(check(Experiment, {"project": "p", "baselines": baselines}, "here"), "peer", tmp_path)
+    path = tmp_path / "backbone.safetensors"
+    for again in (load_backbone(path), load_backbone(path, "vit_tiny_patch16_224")):
+        assert (again.mean, again.std) == (made.mean, made.std)
+
+
+def test_a_name_with_its_tag_tells_how_images_of_plain_weights_are_normalised(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32).state_dict(), tmp_path / "c.pth")
+    tagged = load_backbone(tmp_path / "c.pth", "vit_tiny_patch16_224.augreg_in21k")
+    assert tagged.mean == tagged.std == (0.5, 0.5, 0.5)
+    # DINO's weights, say, have this name too, and ImageNet's mean
+    for plain in (load_backbone(tmp_path / "c.pth"), load_backbone(tmp_path / "c.pth", "vit_tiny_patch16_224")):
+        assert (plain.mean, plain.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    export(tmp_path / "c.pth", tmp_path / "c.safetensors", "vit_tiny_patch16_224.augreg_in21k")
+    assert load_backbone(tmp_path / "c.safetensors").mean == tagged.mean
