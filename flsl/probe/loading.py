@@ -19,6 +19,8 @@ from flsl.runtime.signals import obey_parent
 
 Picture = TypeVar("Picture")
 
+_LONG = 32  # times the short side; photographs are shorter
+
 # set the probes' random numbers apart from each other and from pretraining's of the same seed
 _CROPS, _ORDER = 1, 2
 
@@ -37,6 +39,7 @@ class CentreCrop:
 
     def __call__(self, image: Image.Image, key: Key) -> Tensor:
         """Return the crop (3, crop, crop), uint8, of an RGB image."""
+        image = _without_ends(image)
         width, height, left, top = self._geometry(image.width, image.height)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -90,6 +93,20 @@ class RandomCrop:
         numbers = np.random.default_rng((self.seed, *key, _CROPS)).random(CROP_DRAWS + 1)
         crop = random_resized_crop(image, numbers[:CROP_DRAWS], self.scale, self.crop)
         return crop.flip(2) if self.flip and numbers[-1] < 0.5 else crop
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """Cut ends off an image of extreme shape that its central crop does not show.
+
+    Resized whole, a line of one pixel by ten thousand would take gigabytes. What is cut off at either end is an even
+    number of short sides, so that the crop keeps its place.
+    """
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    end = max(0, long // short - _LONG) // 4 * 2 * short
+    if not end:
+        return image
+    return image.crop((end, 0, width - end, height) if width > height else (0, end, width, height - end))
 
 
 def pixels(image: Image.Image) -> Tensor:

@@ -36,6 +36,25 @@ def test_centre_crop_equals_torchvisions(width: int, height: int, resize: int, l
     assert torch.equal(CentreCrop(resize, resize - less)(image, (0, 0)), tv.pil_to_tensor(expected))
 
 
+@pytest.mark.parametrize(("width", "height"), [(1, 2000), (2001, 3), (5, 700), (2000, 1)])
+def test_an_image_of_extreme_shape_is_not_resized_whole(
+    width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, resize = noise_image(width, height), Image.Image.resize
+    whole = tv.resize(image, [30], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    sizes: list[tuple[int, int]] = []
+
+    def noting(self: Image.Image, size: tuple[int, int], *arguments: Image.Resampling) -> Image.Image:
+        sizes.append(size)
+        return resize(self, size, *arguments)
+
+    monkeypatch.setattr(Image.Image, "resize", noting)
+    got = CentreCrop(30, 24)(image, (0, 0))
+    assert max(sizes[0]) <= 36 * 30
+    expected = tv.pil_to_tensor(tv.center_crop(whole, [24]))
+    assert (got.int() - expected.int()).abs().max() <= 2  # by rounding, where sides are no multiples of each other
+
+
 @settings(max_examples=80)
 @given(data=st.data(), width=st.integers(20, 90), height=st.integers(20, 90))
 def test_boxes_lie_where_their_pixels_go(data: st.DataObject, width: int, height: int) -> None:
