@@ -95,6 +95,13 @@ def test_more_neighbours_than_images_is_refused(features: Path, make_settings: C
         classify(make_settings(), tmp_path / "nowhere", tmp_path / "out")
 
 
+def test_the_features_record_is_not_overwritten(features: Path, make_settings: Callable) -> None:
+    before = (features / "metrics.json").read_bytes()
+    with pytest.raises(UserError, match="holds the features' own record"):
+        classify(make_settings(knn={"k": [3]}), features, features)
+    assert (features / "metrics.json").read_bytes() == before
+
+
 def test_the_confusion_of_many_classes_is_written_in_little_memory(tmp_path: Path) -> None:
     classes = 1500
     labels = torch.arange(classes).repeat(2)
