@@ -96,8 +96,12 @@ def propagate_sequences(
         fresh: make again what an earlier call with equal settings and inputs has made.
 
     Raises:
-        UserError: after the last sequence, naming those that failed and why.
+        UserError: before the first sequence when the masks would take the place of the data set's frames or masks, and
+            after the last one, naming those that failed and why.
     """
+    for part in (data.frames, data.masks):
+        if outputs.masks.resolve() == (Path(data.root) / part).resolve():
+            raise UserError(f"--out: {outputs.masks} holds the data set's own files; name another folder")
     failures: list[str] = []
     for name in names:
         try:

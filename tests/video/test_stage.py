@@ -391,6 +391,14 @@ def test_the_users_mistakes_are_one_line_and_exit_code_2(davis, monkeypatch, cap
     assert not (davis.parent / "m").exists()
 
 
+@pytest.mark.parametrize("part", ["Annotations", "JPEGImages"])
+def test_masks_do_not_take_the_place_of_the_data(davis, capsys, part):
+    before = {path: path.read_bytes() for path in davis.rglob("*") if path.is_file()}
+    assert run("propagate", "--davis", davis, "--copy-first-mask", "--out", davis / part / "480p") == 2
+    assert "holds the data set's own files" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in davis.rglob("*") if path.is_file()} == before
+
+
 def test_an_empty_first_mask_is_named_by_the_command(davis, tmp_path, capsys):
     write_mask(davis / "Annotations/480p/one/00000.png", np.zeros((52, 90)))
     arguments = ["propagate", "--davis", davis, "--random-init", "--out", tmp_path / "m", "--sequences", "one", *TINY]
