@@ -39,11 +39,9 @@ def classify(experiment: Experiment, features: Path, out: Path, run: str | None 
         what ``metrics.json`` holds: ``knn/top1@<k>`` and, with five classes or more, ``knn/top5@<k>``, in percent.
 
     Raises:
-        UserError: when the features are missing or not finite, or there are fewer than k, or ``out`` is their folder.
+        UserError: when the features are missing or not finite, or there are fewer than k.
     """
     settings, device = experiment.knn, choose_device(experiment.compute.device)
-    if out.resolve() == features.resolve():
-        raise UserError(f"--out: {out} holds the features' own record, metrics.json; name another folder")
     made = require_file(features / "metrics.json", "the record of frozen features, made by `flsl features`,")
     if run is None:
         run = str(read_json(made, "the features' record").get("run", "base"))

@@ -257,8 +257,11 @@ class StageRecord:
             extra: further tables, each under its own key (per class, per sequence, …).
 
         Raises:
+            UserError: when ``path`` is one of the inputs, which it would take the place of.
             ValueError: when a figure is not a finite number (a stage must leave out what it could not measure).
         """
+        if Path(path).resolve() in {file.resolve() for file in self.inputs}:
+            raise UserError(f"--out: {path} is one of the files that are read; name another place")
         for name, value in metrics.items():
             if not isinstance(value, int | float) or value != value or value in (float("inf"), float("-inf")):
                 raise ValueError(f"metric {name} is {value!r}; only finite numbers are written")

@@ -135,6 +135,15 @@ def test_all_figures_equal_pycocotools(tmp_path: Path, seed: int, form: str) -> 
                 assert row["AP"] is None
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_figures_do_not_take_the_place_of_what_they_are_of(tmp_path: Path, place: int) -> None:
+    paths = written(tmp_path, *made_files(8, "boxes"))
+    before = [path.read_bytes() for path in paths[:2]]
+    with pytest.raises(UserError, match="is one of the files that are read"):
+        evaluate_files(*paths[:2], paths[place])
+    assert [path.read_bytes() for path in paths[:2]] == before
+
+
 @pytest.mark.parametrize("change", ["floats", "from zero", "negative", "huge"])
 def test_ids_of_any_kind_give_pycocotools_figures(tmp_path: Path, change: str) -> None:
     truth, found = made_files(8, "both")

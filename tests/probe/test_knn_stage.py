@@ -97,7 +97,7 @@ def test_more_neighbours_than_images_is_refused(features: Path, make_settings: C
 
 def test_the_features_record_is_not_overwritten(features: Path, make_settings: Callable) -> None:
     before = (features / "metrics.json").read_bytes()
-    with pytest.raises(UserError, match="holds the features' own record"):
+    with pytest.raises(UserError, match="is one of the files that are read"):
         classify(make_settings(knn={"k": [3]}), features, features)
     assert (features / "metrics.json").read_bytes() == before
 
