@@ -169,6 +169,19 @@ def test_accuracy_equals_scikit_learns_classifier() -> None:
     assert 20 < figures["top1@20"] < 95  # neither trivial nor perfect
 
 
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_top5_is_that_of_dinos_evaluation(k: int) -> None:
+    torch.manual_seed(5)
+    labels, query_labels = torch.randint(30, (900,)), torch.randint(30, (300,))
+    centres = torch.randn(30, 16)
+    bank, queries = centres[labels] + torch.randn(900, 16), centres[query_labels] + torch.randn(300, 16)
+    cosines, places = torch.nn.functional.cosine_similarity(queries[:, None], bank[None], dim=2).topk(k)
+    votes = torch.zeros(300, 30).scatter_add_(1, labels[places], (cosines / 0.07).exp())
+    right = votes.sort(dim=1, descending=True, stable=True).indices == query_labels[:, None]
+    expected = 100 * right[:, : min(5, k)].any(1).double().mean().item()
+    assert knn_accuracy(queries, query_labels, bank, labels, 30, [k])[f"top5@{k}"] == pytest.approx(expected)
+
+
 def test_top5_is_left_out_with_fewer_than_five_classes() -> None:
     predictions = {3: torch.tensor([[0, 1], [1, 0]])}
     assert accuracies(predictions, torch.tensor([1, 1]), 2) == {"top1@3": 50.0}
