@@ -20,7 +20,7 @@ from flsl.probe.images import ImageSource, check_labels
 from flsl.probe.loading import CentreCrop, batches, in_order
 from flsl.probe.store import check_finite, feature_file
 from flsl.runtime.distributed import choose_device, describe
-from flsl.runtime.outputs import StageRecord
+from flsl.runtime.outputs import StageRecord, writing
 from flsl.runtime.progress import bar
 
 SPLITS = ("train", "val")
@@ -49,7 +49,8 @@ def extract(experiment: Experiment, choice: EncoderChoice, source: ImageSource, 
     backbone.check_blocks(settings.blocks)
     record = StageRecord("features", run, settings.plain(), [*source.inputs, *choice.inputs], describe(device))
     # gone while its parts are made anew
-    (out / "metrics.json").unlink(missing_ok=True)
+    with writing(out):
+        (out / "metrics.json").unlink(missing_ok=True)
     about = {
         "encoder": backbone.name,
         "resize": str(settings.resize),

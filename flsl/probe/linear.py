@@ -31,7 +31,7 @@ from flsl.runtime import checkpoint
 from flsl.runtime.distributed import choose_device, describe
 from flsl.runtime.errors import UserError
 from flsl.runtime.history import History
-from flsl.runtime.outputs import StageRecord, atomic, sha256_json
+from flsl.runtime.outputs import StageRecord, atomic, sha256_json, writing
 from flsl.runtime.progress import bar, say, warn
 
 _REFERENCE_BATCH = 256  # the batch size that learning rates are given for
@@ -69,7 +69,8 @@ def train(experiment: Experiment, choice: EncoderChoice, source: ImageSource, ou
     backbone.check_blocks(max(settings.blocks))
     params = {"seed": experiment.seed, **settings.plain(), "features": experiment.features.plain()}
     record = StageRecord("linear", run, params, [*source.inputs, *choice.inputs], describe(device))
-    (out / "metrics.json").unlink(missing_ok=True)
+    with writing(out):
+        (out / "metrics.json").unlink(missing_ok=True)
     steps_per_epoch = math.ceil(len(images) / settings.batch_size)
     grid = LinearGrid(
         backbone.width,

@@ -218,6 +218,21 @@ def test_a_wrong_setting_is_named(
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
+@pytest.mark.parametrize("stage", ["features", "knn", "linear", "aligned-knn"])
+def test_a_file_where_the_folder_would_be_is_one_line(
+    image_folder: Path, backbone_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    write_boxes(image_folder)
+    boxes = ["--boxes", "boxes.csv"] if stage == "aligned-knn" else []
+    (tmp_path / "file").write_text("mine")
+    arguments = ["--backbone", str(backbone_file), "--images", str(image_folder), "--out", str(tmp_path / "file/out")]
+    assert main([stage, *arguments, *boxes, *SETTINGS]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("flsl: error: ")
+    assert "cannot be written" in error
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_an_image_that_cannot_be_read_is_named(
     mistakes: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
