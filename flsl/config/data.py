@@ -110,7 +110,9 @@ class ScenesSettings(Settings):
     uavdt_frames: Count = Field(30, description="Frames a UAVDT sequence.")
     davis_size: int = Field(96, ge=64, le=2048, description="Short side of the DAVIS frames, in pixels (854:480).")
     davis_sequences: int = Field(4, ge=0, description="DAVIS sequences, half of them val; 0 leaves DAVIS out.")
-    davis_frames: Count = Field(20, description="Frames a DAVIS sequence.")
+    davis_frames: int = Field(
+        20, ge=3, description="Frames a DAVIS sequence, of which the first and the last are not evaluated."
+    )
 
     @model_validator(mode="after")
     def _fit(self) -> ScenesSettings:
