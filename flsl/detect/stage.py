@@ -50,7 +50,12 @@ def run(stage: Stage, experiment: Experiment, choice: EncoderChoice, out: Path, 
     Raises:
         UserError: for settings, data or an encoder that cannot be used.
     """
-    with sampling(out):
+    less = (
+        f"detection.{stage}.batch_size, test_batch_size: too many images for the GPUs' memory; set "
+        f"detection.model.activation_checkpointing=true, take more GPUs, raise detection.{stage}.accumulate or lower "
+        "test_batch_size"
+    )
+    with sampling(out), distributed.fitting(less):
         return _run(stage, experiment, choice, out, name)
 
 

@@ -24,7 +24,7 @@ from flsl.probe.encoder import feature_function, load_frozen
 from flsl.probe.images import ImageSource, check_labels
 from flsl.probe.loading import CentreCrop, batches, in_order
 from flsl.probe.store import check_finite
-from flsl.runtime.distributed import choose_device, describe
+from flsl.runtime.distributed import choose_device, describe, fitting
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import StageRecord
 from flsl.runtime.progress import bar
@@ -33,6 +33,7 @@ PATCHES = 9
 _NONE = -1
 
 
+@fitting("aligned_knn.memory_mb, features.batch_size: too much for the GPU's memory; lower them")
 def classify(
     experiment: Experiment, choice: EncoderChoice, source: ImageSource, boxes: str | None, out: Path, run: str
 ) -> dict[str, Any]:

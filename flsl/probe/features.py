@@ -19,13 +19,14 @@ from flsl.probe.encoder import feature_function, load_frozen, mean_tokens
 from flsl.probe.images import ImageSource, check_labels
 from flsl.probe.loading import CentreCrop, batches, in_order
 from flsl.probe.store import check_finite, feature_file
-from flsl.runtime.distributed import choose_device, describe
+from flsl.runtime.distributed import choose_device, describe, fitting
 from flsl.runtime.outputs import StageRecord, writing
 from flsl.runtime.progress import bar
 
 SPLITS = ("train", "val")
 
 
+@fitting("features.batch_size: too many images for the GPU's memory; lower it")
 def extract(experiment: Experiment, choice: EncoderChoice, source: ImageSource, out: Path, run: str) -> dict[str, Any]:
     """Write ``train.safetensors``, ``val.safetensors`` and ``metrics.json`` to ``out``.
 

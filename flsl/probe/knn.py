@@ -12,7 +12,7 @@ from torch import Tensor
 from flsl.config.experiment import Experiment
 from flsl.model.neighbours import accuracies, knn_predictions
 from flsl.probe.store import read_features
-from flsl.runtime.distributed import choose_device, describe
+from flsl.runtime.distributed import choose_device, describe, fitting
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import StageRecord, atomic, read_json
 
@@ -21,6 +21,7 @@ _USUAL_K = 20
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
+@fitting("knn.memory_mb: more than the GPU has left beside the features; lower it")
 def classify(experiment: Experiment, features: Path, out: Path, run: str | None = None) -> dict[str, Any]:
     """Classify the validation images by their neighbours among the training images.
 

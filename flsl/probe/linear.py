@@ -28,7 +28,7 @@ from flsl.probe.grid import LinearGrid
 from flsl.probe.images import ImageSource, check_labels
 from flsl.probe.loading import RandomCrop, batches, shuffled
 from flsl.runtime import checkpoint
-from flsl.runtime.distributed import choose_device, describe
+from flsl.runtime.distributed import choose_device, describe, fitting
 from flsl.runtime.errors import UserError
 from flsl.runtime.history import History
 from flsl.runtime.outputs import StageRecord, atomic, sha256_json, writing
@@ -40,6 +40,7 @@ _CROPS = 2  # how training crops are made; an older version's checkpoint, of oth
 TOP = (1, 5)
 
 
+@fitting("linear.batch_size: too many images for the GPU's memory; lower it, and features.batch_size with it")
 def train(experiment: Experiment, choice: EncoderChoice, source: ImageSource, out: Path, run: str) -> dict[str, Any]:
     """Train the grid of linear probes and judge them on the validation images.
 

@@ -21,7 +21,7 @@ from flsl.config.data import DavisDataSettings
 from flsl.config.video import DavisSettings
 from flsl.data.palette import palette
 from flsl.model.backbone import Backbone
-from flsl.runtime.distributed import describe
+from flsl.runtime.distributed import describe, fitting
 from flsl.runtime.errors import UserError
 from flsl.runtime.outputs import StageRecord, writing
 from flsl.runtime.progress import bar, say, warn
@@ -83,6 +83,7 @@ def by_copying(run: str) -> Method:
     return Method(copy_first_mask, run, {"copy_first_mask": True})
 
 
+@fitting("davis.batch_size: too many frames for the GPU's memory; lower it")
 def propagate_sequences(
     data: DavisDataSettings, names: Iterable[str], method: Method, outputs: Outputs, fresh: bool = False
 ) -> None:

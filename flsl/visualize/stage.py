@@ -12,7 +12,7 @@ from torch import Tensor
 from flsl.config.experiment import Experiment
 from flsl.config.visualize import VisualizeSettings
 from flsl.data.manifest import MANIFEST
-from flsl.runtime.distributed import choose_device, describe
+from flsl.runtime.distributed import choose_device, describe, fitting
 from flsl.runtime.errors import UserError, require_file
 from flsl.runtime.outputs import StageRecord
 from flsl.runtime.progress import bar
@@ -25,6 +25,7 @@ from flsl.visualize.sheet import save
 _WITH_HEAD = ("segments.png", "usage.png", "prototypes.png")
 
 
+@fitting("visualize.batch_size: too many images for the GPU's memory; lower it")
 def visualize(
     experiment: Experiment,
     named: Sequence[str],

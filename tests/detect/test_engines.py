@@ -249,6 +249,17 @@ def test_detectron2_missing_is_one_line_that_says_how_to_install_it(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gpu_that_is_full_is_one_line_that_names_the_settings(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.17 GiB.")
+
+    monkeypatch.setattr("flsl.detect.stage.train_with", full)
+    with pytest.raises(UserError, match=re.escape("detection.coco.batch_size, test_batch_size: too many images")):
+        run("coco", tiny_experiment(tiny), RANDOM, tmp_path / "out", "base")
+
+
 def test_wrong_model_files_and_encoders_get_one_line(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -247,3 +247,35 @@ def test_an_image_that_cannot_be_read_is_named(
 def test_knn_takes_features_or_images(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["knn", *arguments, "--out", str(tmp_path / "out")]) == 2
     assert "--features: give either" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "computes", "settings"),
+    [
+        ("features", "flsl.probe.features.mean_tokens", "features.batch_size: "),
+        ("linear", "flsl.probe.linear.mean_tokens", "linear.batch_size: "),
+        ("aligned-knn", "flsl.probe.aligned.top_neighbours", "aligned_knn.memory_mb, features.batch_size: "),
+    ],
+)
+def test_a_gpu_that_is_full_is_one_line_that_names_the_settings(
+    command: str,
+    computes: str,
+    settings: str,
+    image_folder: Path,
+    backbone_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Of the allocated memory …")
+
+    monkeypatch.setattr(computes, full)
+    write_boxes(image_folder)
+    boxes = ["--boxes", "boxes.csv"] * (command == "aligned-knn")
+    encoder = ["--backbone", str(backbone_file), "--images", str(image_folder), *boxes]
+    assert main([command, *encoder, "--out", str(tmp_path / "out"), *SETTINGS]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith(f"flsl: error: {settings}")
+    assert told.endswith("CUDA out of memory.")
+    assert not (tmp_path / "out/metrics.json").exists()
