@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A traceback is for a fault of ours.
     """
+    from flsl.cli.output import write_out
+
+    return write_out(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     from flsl.runtime.errors import Stopped, UserError
     from flsl.runtime.signals import Terminated, loader_died
 
