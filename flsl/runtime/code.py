@@ -12,7 +12,7 @@ import flsl
 _ROOT = Path(flsl.__file__).parent
 # what starts, shows and sends results makes none, and what settings come to is compared by itself
 _NO_RESULTS = (
-    *(f"flsl.{room}" for room in ("cli", "config", "doctor", "launch", "track", "report")),
+    *(f"flsl.{room}" for room in ("__main__", "cli", "config", "doctor", "launch", "track", "report")),
     *(f"flsl.runtime.{name}" for name in ("code", "errors", "machine", "progress", "results")),
     # who does the work, and when it is told to stop
     *(f"flsl.runtime.{name}" for name in ("interrupt", "lock", "place", "processes", "signals")),
