@@ -191,7 +191,13 @@ def read_project(folder: Path | str) -> Project:
         except UserError as error:
             problems.append(str(error))
     runs.sort(key=lambda run: (run.baseline, _natural(run.name)))
-    return Project(folder.resolve().name, folder, runs, manifests, problems)
+    return Project(project_name(folder), folder, runs, manifests, problems)
+
+
+def project_name(folder: Path) -> str:
+    """Return the name of the project in ``results/<project>``, which may be a link to where there is more room."""
+    folder = folder.absolute()  # it may be `.`
+    return (folder.resolve() if folder.name == ".." else folder).name
 
 
 def run_folders(project_folder: Path) -> list[Path]:

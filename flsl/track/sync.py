@@ -12,7 +12,7 @@ from flsl.config.experiment import TrackingSettings
 from flsl.runtime.compared import own_settings
 from flsl.runtime.errors import UserError, require_folder
 from flsl.runtime.progress import track, warn
-from flsl.runtime.results import CONFIG, Run, read_config, read_project, read_run, run_folders
+from flsl.runtime.results import CONFIG, Run, project_name, read_config, read_project, read_run, run_folders
 from flsl.track.ablations import parts
 from flsl.track.lock import sending
 from flsl.track.mirror import Counts, Mirror, Place
@@ -42,12 +42,13 @@ def sync(project_folder: Path | str, settings: TrackingSettings | None = None, w
         TrackingError: when the store does not answer or refuses.
     """
     settings = settings or TrackingSettings()
-    folder = require_folder(project_folder, "a project's results").resolve()
+    called = require_folder(project_folder, "a project's results")
+    folder = called.resolve()
     folders = {path.name: path for path in run_folders(folder)}
     if not folders:
         raise UserError(f"{folder}: holds no runs; a project's folder has runs/<run>/config.yaml and results below it")
     uri = settings.uri or default_uri(folder)
-    place = Place(folder.name, folder)
+    place = Place(project_name(called), folder)
     with (
         sending(folder, max(30.0, 3 * settings.timeout)),
         open_store(uri, settings.timeout, within, at_once=True, project_folder=folder) as store,

@@ -328,6 +328,15 @@ def test_a_project_that_was_moved_keeps_its_files_in_mlflow(
     assert sync(results.folder).unchanged == 4
 
 
+def test_a_project_that_is_a_link_has_the_links_name(results: Results) -> None:
+    # live following takes the name from the config: the two must go to one experiment
+    disk = results.folder.rename(results.folder.parent / "disk7")
+    results.folder.symlink_to(disk, target_is_directory=True)
+    sync(results.folder)
+    assert {run.data.tags["flsl.project"] for run in shown_runs(results).values()} == {"demo"}
+    assert read_project(results.folder).name == "demo"
+
+
 def test_two_processes_do_not_send_at_once(results: Results) -> None:
     with sending(results.folder, 0.0), pytest.raises(BusyError, match="another process"), sending(results.folder, 0.1):
         pass
