@@ -10,6 +10,7 @@ import gc
 import logging
 import math
 import os
+import re
 import shlex
 import sqlite3
 import time
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from flsl.runtime.errors import UserError
+from flsl.runtime.outputs import without_secrets
 from flsl.track.bulk import insert
 from flsl.track.history import Point
 from flsl.track.moved import ARTIFACTS, bring_home
@@ -55,10 +57,13 @@ def default_uri(project_folder: Path) -> str:
 
 def shown(uri: str) -> str:
     """Return the store's address without a password."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=f"…@{parts.netloc.rpartition('@')[2]}").geturl()
+    return _hidden(uri, uri)
+
+
+def _hidden(text: str, uri: str) -> str:
+    """Return ``text`` without the name and the password that stand in the store's address."""
+    secret = urlsplit(uri).netloc.rpartition("@")[0]
+    return text.replace(f"{secret}@", "…@") if secret else text
 
 
 class Store:
@@ -215,7 +220,10 @@ def open_store(
     Raises:
         TrackingError: when there is no such store, or it does not answer.
     """
-    scheme = urlsplit(uri).scheme.split("+")[0]
+    try:
+        scheme = urlsplit(uri).scheme.split("+")[0]
+    except ValueError as error:
+        raise TrackingError(f"tracking.uri: '{without_secrets(uri)}' is no address ({error})") from None
     if scheme not in (*_SQL, "", "file", "http", "https", "databricks"):
         raise TrackingError(
             f"tracking.uri: '{shown(uri)}' is of a kind that MLflow does not know; write sqlite:///FILE, http://HOST:PORT,"
@@ -339,17 +347,17 @@ def _refusal(uri: str, error: BaseException, timeout: float, own: Path | None) -
     if "out-of-date database schema" in text:
         upgrade = f"copy it, then `mlflow db upgrade {shlex.quote(shown(uri))}`" + f"; or {again}" * bool(own)
         return TrackingError(f"{shown(uri)}: the database is of another version of MLflow; {upgrade}")
-    return TrackingError(f"{shown(uri)}: {_reason(error, timeout)}")
+    return TrackingError(f"{shown(uri)}: {_reason(error, timeout, uri)}")
 
 
-def _reason(error: BaseException, timeout: float) -> str:
+def _reason(error: BaseException, timeout: float, uri: str) -> str:
     """Say in a few words why the store refused."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(error).split())
+    text = " ".join(_hidden(str(error), uri).split())
     names = {type(link).__name__ for link in chain}
     if "database is locked" in text:
         return "another program keeps the database locked; try again when it is done"
@@ -359,6 +367,8 @@ def _reason(error: BaseException, timeout: float) -> str:
         return "cannot be reached: the connection is refused; is the server started?"
     if names & {"gaierror", "NameResolutionError"}:
         return "cannot be reached: there is no host of that name"
+    if failed := re.search(r"too many (\d+) error responses", text):
+        return f"answers with HTTP error {failed[1]}; its own log says why"
     if isinstance(error, ModuleNotFoundError):
         return f"the database's driver is not installed ({error})"
     return text[:200] or type(error).__name__

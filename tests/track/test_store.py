@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_results import Results, experiment
@@ -16,7 +17,7 @@ from flsl.cli import main
 from flsl.config.experiment import TrackingSettings
 from flsl.runtime.errors import UserError
 from flsl.track.history import Point
-from flsl.track.store import TrackingError, open_store, shown
+from flsl.track.store import Store, TrackingError, open_store, shown
 from flsl.track.sync import recorded_settings, sync
 
 
@@ -24,16 +25,23 @@ def run_sync(results: Results, *options: str) -> int:
     return main(["track", "sync", "--project-folder", str(results.folder), "--timeout=1", *options])
 
 
-@pytest.mark.parametrize("kind", ["dead", "silent", "locked", "kind", "folder"])
+@pytest.mark.parametrize("kind", ["dead", "silent", "failing", "locked", "kind", "folder", "no address"])
 def test_a_store_that_does_not_answer_is_one_line(
-    kind: str, results: Results, silent_port: int, dead_port: int, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    results: Results,
+    silent_port: int,
+    dead_port: int,
+    failing_port: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     uris = {
         "dead": (f"http://me:secret@127.0.0.1:{dead_port}", "refused"),
         "silent": (f"http://127.0.0.1:{silent_port}", "does not answer within 1 s"),
+        "failing": (f"http://me:secret@127.0.0.1:{failing_port}", "answers with HTTP error 500"),
         "locked": (f"sqlite:///{results.folder}/mlflow.db", "keeps the database locked"),
         "kind": ("ftp://host/x", "tracking.uri: 'ftp://host/x'"),
         "folder": (f"sqlite:///{results.folder}/none/mlflow.db", "no folder"),
+        "no address": ("http://me:secret@[::1:5000", "tracking.uri: 'http://[::1:5000' is no address"),
     }
     uri, says = uris[kind]
     with sqlite3.connect(results.folder / "mlflow.db", isolation_level=None) as database:
@@ -128,6 +136,15 @@ def test_bad_folders_are_one_line(tmp_path: Path) -> None:
 def test_passwords_are_not_shown() -> None:
     assert shown("postgresql://me:secret@host:1/db") == "postgresql://…@host:1/db"
     assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    # what MLflow says of a connection that broke has the address in it, and may be cut in the middle of it
+    uri = f"http://me:{'secret' * 50}@host:5000"
+
+    def break_off(max_results: int) -> None:
+        raise OSError(f"API request to {uri}/api failed")
+
+    with pytest.raises(TrackingError) as refused:
+        Store(SimpleNamespace(search_experiments=break_off), uri, 1.0).reach()
+    assert "secret" not in str(refused.value)
 
 
 def written(database: Path, by_client: bool, points: list[Point]) -> tuple[list[tuple[object, ...]], dict[str, float]]:
