@@ -47,7 +47,8 @@ class TrackingSettings(Settings):
 
     uri: str | None = Field(
         None,
-        description="Tracking server; null takes MLFLOW_TRACKING_URI, else SQLite in the project's results folder.",
+        description="Tracking server; null takes MLFLOW_TRACKING_URI (the place for an address with a password, as "
+        "configs are kept with the results), else SQLite in the project's results folder.",
     )
     experiment: str | None = Field(
         None, min_length=1, max_length=500, description="Name of the MLflow experiment; null takes the project's name."

@@ -68,3 +68,11 @@ def test_settings_of_the_command_line_keep_their_types(tmp_path: Path) -> None:
     result = snakemake(tmp_path, "--dry-run", "--config", "knn={temprature: 0.1}")
     wrong = "the command line: knn.temprature: unknown setting (did you mean 'temperature'?)"
     assert wrong in result.stdout + result.stderr
+
+
+def test_the_password_of_a_server_is_in_no_command(tmp_path: Path) -> None:
+    # commands are seen in the list of processes, and snakemake prints, logs and keeps them
+    config = changed(tracking={"uri": "http://me:secret@host:5000"})
+    dry = snakemake(tmp_path, "--dry-run", "--printshellcmds", config=config)
+    assert "flsl track sync" in dry.stdout + dry.stderr
+    assert "secret" not in dry.stdout + dry.stderr

@@ -86,6 +86,7 @@ rule track_ablation:
         "../../envs/flsl.yaml"
     params:
         arguments=track_arguments(),
+        place=tracked_in(),
     message:
         "Bringing MLflow to what the files say, after the ablation {wildcards.ablation}"
     # a server that is down is seen on the console and in the log, and leaves no words in the output

@@ -24,7 +24,7 @@ from flsl.launch.request import processes
 from flsl.launch.work import for_detection
 from flsl.runtime.ablations import ablation_names
 from flsl.runtime.errors import UserError
-from flsl.runtime.outputs import sha256_json, sha256_of_input, write_text
+from flsl.runtime.outputs import sha256_json, sha256_of_input, without_secrets, write_text
 from flsl.runtime.planned import PLANNED, Planned
 from flsl.runtime.results import flat, run_folders
 from flsl.video.sequences import sequence_names
@@ -346,14 +346,17 @@ def forget_failed_sync():
 
 
 def track_arguments():
-    """Return the arguments of `flsl track sync`; a store that is down is a warning there, not an error."""
-    uri = EXPERIMENT.tracking.uri
-    return [
-        "--best-effort",
-        "--project-folder",
-        project("").rstrip("/"),
-        *([] if uri is None else ["--uri", uri]),
-    ]
+    """Return the arguments of `flsl track sync`; a store that is down is a warning there, not an error.
+
+    The store is read from a config: its address may hold a password, and commands are shown, logged and kept.
+    """
+    config_file = project(f"runs/{next(iter(RESOLVED))}/config.yaml")
+    return ["--best-effort", "--config", config_file, "--project-folder", project("").rstrip("/")]
+
+
+def tracked_in():
+    """Return a digest of the place that results are sent to: another one is sent to as well."""
+    return sha256_json([without_secrets(EXPERIMENT.tracking.uri or ""), EXPERIMENT.tracking.experiment])
 
 
 wildcard_constraints:

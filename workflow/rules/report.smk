@@ -105,6 +105,7 @@ rule track:
         "../../envs/flsl.yaml"
     params:
         arguments=track_arguments(),
+        place=tracked_in(),
         runs=runs_shown,
         ablations=ablations_shown,
     message:
