@@ -34,6 +34,7 @@ _REMEDIES = {
     errno.ENOTDIR: "a file stands where a folder is needed; remove it or choose another folder",
     errno.EEXIST: "a file stands where a folder is needed; remove it or choose another folder",
     errno.EISDIR: "a folder stands where a file is to be written; remove it or choose another name",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
 }
 
 
@@ -61,6 +62,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     with writing(path):
+        if path.is_dir():  # `.` and `..` would be refused with other words
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)

@@ -44,6 +44,16 @@ def test_a_file_where_a_folder_is_needed_is_one_line(tmp_path: Path) -> None:
         write_json(tmp_path / "a" / "b.json", {})
 
 
+@pytest.mark.parametrize(("name", "words"), [(".", "a folder stands"), ("..", "a folder"), ("a" * 300, "is too long")])
+def test_a_name_that_no_file_can_have_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        write_text(name, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_written_files_are_readable_by_the_group(tmp_path: Path) -> None:
     before = os.umask(0o022)
     os.umask(before)
