@@ -9,7 +9,7 @@ import yaml
 
 from flsl.report.markdown import cells, code, duration, table
 from flsl.report.page import page
-from flsl.report.stale import stale_stages
+from flsl.report.stale import Stale, stale_stages
 from flsl.report.tables import reference
 from flsl.runtime.attempts import read_attempts
 from flsl.runtime.compared import headlines
@@ -26,7 +26,7 @@ def write_run_page(project: Project, name: str, path: Path) -> None:
     Raises:
         UserError: when there is no such run, or the file cannot be written.
     """
-    write_text(path, page(run_page(project, name), f"{project.name}: {name}"))
+    _write(project, name, stale_stages(project), path)
 
 
 def write_run_pages(project: Project, folder: Path) -> None:
@@ -35,8 +35,13 @@ def write_run_pages(project: Project, folder: Path) -> None:
     Raises:
         UserError: when a file cannot be written.
     """
+    stale = stale_stages(project)
     for run in project.runs:
-        write_run_page(project, run.name, folder / f"{run.name}.html")
+        _write(project, run.name, stale, folder / f"{run.name}.html")
+
+
+def _write(project: Project, name: str, stale: Sequence[Stale], path: Path) -> None:
+    write_text(path, page(_page(project, name, stale), f"{project.name}: {name}"))
 
 
 def run_page(project: Project, name: str) -> str:
@@ -45,6 +50,10 @@ def run_page(project: Project, name: str) -> str:
     Raises:
         UserError: when there is no such run.
     """
+    return _page(project, name, stale_stages(project))
+
+
+def _page(project: Project, name: str, stale: Sequence[Stale]) -> str:
     known = {run.name: run for run in project.runs}
     if name not in known:
         raise UserError(f"--run: {project.folder} has no run '{name}'{nearest(name, known)}")
@@ -57,7 +66,7 @@ def run_page(project: Project, name: str) -> str:
         _figures(project, run),
         "## Stages",
         _stages(run),
-        *_stale(project, run),
+        *_stale([one for one in stale if one.run == name]),
         "## Environment",
         _environment(run),
         "## Inputs",
@@ -99,9 +108,8 @@ def _stages(run: Run) -> str:
     return table(["stage", "time", "started", "device", "host", "commit", "jobs"], rows)
 
 
-def _stale(project: Project, run: Run) -> list[str]:
-    alone = Project(project.name, project.folder, [run], project.manifests, [])
-    lines = [f"- {one.stage}: {'; '.join(one.reasons)}" for one in stale_stages(alone)]
+def _stale(stale: Sequence[Stale]) -> list[str]:
+    lines = [f"- {one.stage}: {'; '.join(one.reasons)}" for one in stale]
     return ["**Stale**: changed since these results were made", "\n".join(lines)] if lines else []
 
 

@@ -16,6 +16,7 @@ from made_results import Results, ablated, table_of
 
 from flsl.cli import main
 from flsl.report.ablations import page
+from flsl.report.run_page import run_page
 from flsl.report.state import missing
 from flsl.report.summary import summary
 from flsl.report.tables import load_results
@@ -143,9 +144,12 @@ def test_points_that_another_config_has_made_again_are_told_as_not_alike(tmp_pat
     assert f"- `query_sampling-first_seed-1`, knn: {unlike}`knn.temperature` 0.07, there 0.1\n" in text
     assert "- `base`" not in text
     assert "- `seed-1`" not in text
-    text = summary(read_project(results.folder))
+    project = read_project(results.folder)
+    text = summary(project)
     assert "**Not current**: [12 stale results](#what-is-stale)" in text
     assert f": {unlike}`pretrain.epochs` 300, there 400" in text
+    assert f"- pretrain: {unlike}`pretrain.epochs` 300, there 400\n" in run_page(project, "query_sampling-first")
+    assert "**Stale**" not in run_page(project, "base")
 
 
 def test_missing_points_and_seeds_are_marked_with_the_end_of_the_log(tmp_path: Path) -> None:
