@@ -136,7 +136,6 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
     data = experiment.data
     if data.scenes is not None:
         yield Finding("ok", "data", f"made by the workflow in {data.scenes.root}")
-        return
     wanted: dict[str, list[str]] = {}
     if data.images is not None:
         parts = [data.images.train, data.images.val, data.images.boxes]
@@ -151,6 +150,8 @@ def _data(experiment: Experiment) -> Iterator[Finding]:
         davis = data.davis
         wanted["davis"] = [f"{davis.root}/{part}" for part in (davis.frames, davis.masks, davis.lists)]
     for name, paths in wanted.items():
+        if data.scenes is not None and Path(paths[0]).resolve().is_relative_to(Path(data.scenes.root).resolve()):
+            continue
         wrong: dict[str, list[str]] = {}
         for path in paths:
             if why := _unreadable(Path(path)):

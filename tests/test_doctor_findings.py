@@ -128,3 +128,10 @@ def test_data_that_may_not_be_reached_are_told_from_data_that_are_not_there(
         f"FAIL  data.images: not there: {tmp_path}/gone",
         f"FAIL  data.images: permission denied: {tmp_path}/closed/boxes.csv",
     ]
+
+
+def test_a_real_data_set_beside_made_ones_is_looked_for(tmp_path: Path) -> None:
+    made, real = tmp_path / "scenes", tmp_path / "coco"
+    data = {"scenes": {"root": str(made)}, "images": {"root": str(made / "images")}, "coco": {"root": str(real)}}
+    found = _data(check(Experiment, {"project": "a", "data": data}, "test"))
+    assert [(one.level, one.check) for one in found] == [("ok", "data"), ("FAIL", "data.coco")]
