@@ -191,6 +191,8 @@ def _config(run: Run) -> dict[str, Any]:
         compute |= {"threads": facts.get("threads", 0), "compile": facts.get("compile", False)}
         compute["device"] = "cuda" if str(facts.get("device")).startswith("cuda") else "cpu"
     config.pop("ablations", None)
+    # sent by itself to a server, it would take the place of the project's run; and an address may hold a password
+    config["tracking"] = {"live": False}
     for name in (*_PROBES, "features", "davis"):
         stage, section = run.stages.get(name), config.get(name)
         if stage is not None and isinstance(section, dict):

@@ -194,6 +194,17 @@ def test_origin_shows_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_origin() == "https://example.org/flsl.git"
 
 
+def test_a_run_that_is_made_again_is_not_sent_in_place_of_the_projects(copied: Path) -> None:
+    path = copied / RUNS / "later/config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["tracking"] |= {"live": True, "uri": "http://me:secret@host:5000"}
+    path.write_text(yaml.safe_dump(settings))
+    text = flsl(copied, "reproduce", "later").stdout
+    assert "secret" not in text
+    configs = [part.partition("\nEND-OF-CONFIG")[0] for part in text.split("'END-OF-CONFIG'\n")[1:]]
+    assert [yaml.safe_load(config)["tracking"] for config in configs] == 2 * [{"live": False}]
+
+
 def test_an_earlier_run_that_is_another_now_is_told_and_stops_the_script_at_once(copied: Path) -> None:
     encoder = RUNS / "first/pretrain/backbone.safetensors"
     (copied / encoder).write_bytes(b"pretrained again, with other settings")
