@@ -79,6 +79,7 @@ def _predict(args: argparse.Namespace) -> None:
     from flsl.detect.engines import predict_files
     from flsl.detect.predict import write_results
     from flsl.runtime.errors import UserError
+    from flsl.runtime.outputs import require_place
 
     for name, value in (("--short-side", args.short_side), ("--batch-size", args.batch_size)):
         if value is not None and value < 1:
@@ -88,6 +89,7 @@ def _predict(args: argparse.Namespace) -> None:
     changes = {"test_short_side": args.short_side, "test_batch_size": args.batch_size}
     truth = read_annotations(args.annotations, images_only=True)
     compute = ComputeSettings(device=args.device, workers=args.workers)
+    require_place(args.out, (args.model, args.annotations))
     results = predict_files(
         args.model, truth, args.images, compute, {name: value for name, value in changes.items() if value is not None}
     )

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -62,9 +62,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     with writing(path):
-        if path.is_dir():  # `.` and `..` would be refused with other words
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder_of(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
@@ -79,6 +77,25 @@ def atomic(path: Path | str) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def require_place(path: Path, read: Iterable[Path]) -> None:
+    """Refuse a place for a file before time is spent on what goes there.
+
+    Raises:
+        UserError: when the place is that of a file that is ``read``, or cannot be written.
+    """
+    if path.resolve() in {file.resolve() for file in read}:
+        raise UserError(f"--out: {path} is one of the files that are read; name another place")
+    with writing(path):
+        _make_folder_of(path)
+        tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def _make_folder_of(path: Path) -> None:
+    if path.is_dir():  # `.` and `..` would be refused with other words
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 @cache
@@ -263,8 +280,7 @@ class StageRecord:
             UserError: when ``path`` is one of the inputs, which it would take the place of.
             ValueError: when a figure is not a finite number (a stage must leave out what it could not measure).
         """
-        if Path(path).resolve() in {file.resolve() for file in self.inputs}:
-            raise UserError(f"--out: {path} is one of the files that are read; name another place")
+        require_place(Path(path), self.inputs)
         for name, value in metrics.items():
             if not isinstance(value, int | float) or value != value or value in (float("inf"), float("-inf")):
                 raise ValueError(f"metric {name} is {value!r}; only finite numbers are written")

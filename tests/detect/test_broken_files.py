@@ -205,3 +205,18 @@ def test_prediction_needs_images_and_categories_alone(
     assert "category ids are not the" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "found.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("coco.json", "coco.json is one of the files that are read"), ("coco.json/found.json", "a file stands where")],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_prediction(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str, words: str
+) -> None:
+    monkeypatch.chdir(tiny)
+    before = Path("coco.json").read_bytes()
+    files = ["--model", "not-read-yet.pth", "--annotations", "coco.json", "--images", "images"]
+    assert main(["detect", "predict", *files, "--out", out]) == 2
+    assert words in capsys.readouterr().err
+    assert Path("coco.json").read_bytes() == before
