@@ -82,7 +82,7 @@ class RecipeSettings(Settings):
     )
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip.")
     test_short_side: Count = Field(800, description="Short side in prediction, in pixels.")
-    test_batch_size: Count = Field(1, description="Images a batch in prediction.")
+    test_batch_size: Count = Field(1, description="Images a batch in prediction, at most: those padded to one size.")
     evaluate_every: int = Field(0, ge=0, description="Epochs between two validations; 0 validates at the end only.")
     images_shown: int = Field(8, ge=0, description="Validation images drawn with predictions beside ground truth.")
 
