@@ -87,8 +87,8 @@ class Backbone(nn.Module):
         return {_STATISTICS_KEY: json.dumps([self.mean, self.std])}
 
     def digest(self) -> str:
-        """Return the SHA-256 of the names and bytes of all weights."""
-        found = hashlib.sha256()
+        """Return the SHA-256 of the names and bytes of all weights, and of :meth:`statistics`."""
+        found = hashlib.sha256("".join(self.statistics().values()).encode())
         for name, value in sorted(self.state_dict().items()):
             found.update(name.encode())
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -165,6 +165,9 @@ def test_images_are_normalised_as_a_baselines_model_expects(tmp_path: Path, monk
     path = tmp_path / "backbone.safetensors"
     for again in (load_backbone(path), load_backbone(path, "vit_tiny_patch16_224")):
         assert (again.mean, again.std) == (made.mean, made.std)
+    digest = made.digest()
+    made.mean, made.std = IMAGENET_MEAN, IMAGENET_STD
+    assert digest != made.digest()  # what was made with these is another encoder's
 
 
 def test_a_name_with_its_tag_tells_how_images_of_plain_weights_are_normalised(tmp_path: Path) -> None:
