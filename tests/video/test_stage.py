@@ -12,6 +12,7 @@ from PIL import Image
 from flsl.cli import main
 from flsl.config.video import DavisSettings
 from flsl.data.check import check_data
+from flsl.data.statistics import IMAGENET_MEAN, IMAGENET_STD
 from flsl.model.backbone import Backbone
 from flsl.runtime.code import code_now
 from flsl.runtime.errors import UserError
@@ -214,7 +215,8 @@ def test_masks_that_cannot_be_read_are_not_those_of_their_record(davis, outputs)
 
 def test_other_weights_are_another_method():
     class Stub(torch.nn.Linear):
-        name, digest = "stub", Backbone.digest
+        name, digest, statistics = "stub", Backbone.digest, Backbone.statistics
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     first, second = (by_encoder(Stub(2, 2), "run", DavisSettings(), torch.device("cpu")) for _ in range(2))
     assert first.params["weights_sha256"] != second.params["weights_sha256"]
