@@ -42,6 +42,7 @@ def train_with(task: Task, backbone: Backbone) -> list[Record] | None:
     return train_detectron2(task, backbone)
 
 
+@distributed.fitting("--batch-size, --short-side: too much for the GPU's memory; lower one")
 def predict_files(
     model: Path, truth: Annotations, images: Path, compute: ComputeSettings, changes: dict[str, int] | None = None
 ) -> list[Record]:

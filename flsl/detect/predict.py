@@ -52,7 +52,7 @@ def predict(
     records = list(truth.images.values())[process.rank :: process.world_size]
     categories = sorted(truth.categories)
     results: list[Record] = []
-    order = alike(records, recipe)
+    order = _alike(records, recipe)
     batches = loader(TestImages(records, folder, recipe), workers, process.device, batch_sampler=order)
     with bar("predicting (images)", len(records), enabled=process.is_main) as shown, torch.inference_mode():
         for samples in batches:
@@ -62,7 +62,7 @@ def predict(
     return merge([results], truth)
 
 
-def alike(records: list[Record], recipe: RecipeSettings) -> list[list[int]]:
+def _alike(records: list[Record], recipe: RecipeSettings) -> list[list[int]]:
     """Return batches of the images' places, each of images that the detector pads to one size.
 
     Padding to the size of another image shows at an image's border, and gives proposals from beyond it: what is found

@@ -86,6 +86,10 @@ class Backbone(nn.Module):
             return {}
         return {_STATISTICS_KEY: json.dumps([self.mean, self.std])}
 
+    def save(self, path: Path | str, **about: str) -> None:
+        """Write it as :func:`save_backbone` does, with :meth:`statistics`."""
+        save_backbone(path, self.vit, self.name, self.arguments, **self.statistics(), **about)
+
     def digest(self) -> str:
         """Return the SHA-256 of the names and bytes of all weights, and of :meth:`statistics`."""
         found = hashlib.sha256("".join(self.statistics().values()).encode())
@@ -151,8 +155,11 @@ def load_backbone(
         arguments = json.loads(about[_ARGUMENTS_KEY])
         vit = _create(about[_MODEL_KEY], arguments)
         _load(vit, weights, path)
-        return Backbone(vit, about[_MODEL_KEY], arguments, *_statistics(about, model))
-    return _from_weights(weights, model, path, *_statistics(about, model))
+        backbone = Backbone(vit, about[_MODEL_KEY], arguments)
+    else:
+        backbone = _from_weights(weights, model, path)
+    backbone.mean, backbone.std = _statistics(about, model)
+    return backbone
 
 
 def save_backbone(path: Path | str, vit: nn.Module, name: str, arguments: Mapping[str, Any], **about: str) -> None:
@@ -278,9 +285,7 @@ def _from_timm(name: str, image_size: int | None, pretrained: bool) -> Backbone:
     return Backbone(vit, name, arguments, tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"]))
 
 
-def _from_weights(
-    weights: dict[str, Tensor], model: str | None, path: Path, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Backbone:
+def _from_weights(weights: dict[str, Tensor], model: str | None, path: Path) -> Backbone:
     """Build the vision transformer that a state dictionary's shapes describe, and load it."""
     kernel = weights["patch_embed.proj.weight"]
     width, patch = kernel.shape[0], kernel.shape[-1]
@@ -326,7 +331,7 @@ def _from_weights(
         _check_architecture(named, model, arguments, path)
     vit = _create(model, arguments)
     _load(vit, weights, path)
-    return Backbone(vit, model, arguments, mean, std)
+    return Backbone(vit, model, arguments)
 
 
 def _is_square(count: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flsl.config.experiment import Experiment
-from flsl.model.backbone import Backbone, load_backbone, save_backbone
+from flsl.model.backbone import Backbone, load_backbone
 from flsl.model.choice import EncoderChoice
 from flsl.runtime.errors import UserError, nearest
 from flsl.runtime.outputs import StageRecord
@@ -18,8 +18,7 @@ def export(checkpoint: Path, out: Path, model: str | None = None) -> Backbone:
         UserError: naming the file that cannot be read or written.
     """
     backbone = load_backbone(checkpoint, model)
-    about = {"source": checkpoint.name, **backbone.statistics()}
-    save_backbone(out, backbone.vit, backbone.name, backbone.arguments, **about)
+    backbone.save(out, source=checkpoint.name)
     return backbone
 
 
@@ -45,7 +44,6 @@ def write_baseline(experiment: Experiment, name: str, out: Path) -> None:
             backbone = load_backbone(None, baseline.model, experiment.features.crop)
         case "file":
             backbone = load_backbone(baseline.checkpoint, baseline.model)
-    about = {"run": name, **backbone.statistics()}
-    save_backbone(out / "backbone.safetensors", backbone.vit, backbone.name, backbone.arguments, **about)
+    backbone.save(out / "backbone.safetensors", run=name)
     parameters = sum(parameter.numel() for parameter in backbone.vit.parameters())
     record.write(out / "metrics.json", {"baseline/parameters": parameters})

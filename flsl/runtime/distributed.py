@@ -108,7 +108,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
 
 @contextlib.contextmanager
 def fitting(remedy: str) -> Iterator[None]:
-    """Make it the user's error where a GPU's memory is too small for the body of ``with``.
+    """Make it the user's error where a GPU's memory is too small for the body of ``with``, or the function decorated.
 
     Args:
         remedy: the settings that ask for less, with what would do.

@@ -85,11 +85,15 @@ def require_place(path: Path, read: Iterable[Path]) -> None:
     Raises:
         UserError: when the place is that of a file that is ``read``, or cannot be written.
     """
-    if path.resolve() in {file.resolve() for file in read}:
-        raise UserError(f"--out: {path} is one of the files that are read; name another place")
+    _spare(path, read)
     with writing(path):
         _make_folder_of(path)
         tempfile.TemporaryFile(dir=path.parent).close()
+
+
+def _spare(path: Path, read: Iterable[Path]) -> None:
+    if path.resolve() in {file.resolve() for file in read}:
+        raise UserError(f"--out: {path} is one of the files that are read; name another place")
 
 
 def _make_folder_of(path: Path) -> None:
@@ -175,9 +179,9 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def without_secrets(address: str) -> str:
-    """Return an address without the name or token before its host, which is nobody else's."""
-    return re.sub(r"(?<=://)[^/@]*@", "", address)
+def without_secrets(text: str, instead: str = "") -> str:
+    """Return a text whose addresses lack the name, password or token before the host, which are nobody else's."""
+    return re.sub(r"(?<=://)[^/\s]*@", instead, text)
 
 
 def _git(*arguments: str) -> str:
@@ -280,7 +284,7 @@ class StageRecord:
             UserError: when ``path`` is one of the inputs, which it would take the place of.
             ValueError: when a figure is not a finite number (a stage must leave out what it could not measure).
         """
-        require_place(Path(path), self.inputs)
+        _spare(Path(path), self.inputs)
         for name, value in metrics.items():
             if not isinstance(value, int | float) or value != value or value in (float("inf"), float("-inf")):
                 raise ValueError(f"metric {name} is {value!r}; only finite numbers are written")

@@ -55,15 +55,9 @@ def default_uri(project_folder: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_folder.resolve() / 'mlflow.db'}"
 
 
-def shown(uri: str) -> str:
-    """Return the store's address without a password."""
-    return _hidden(uri, uri)
-
-
-def _hidden(text: str, uri: str) -> str:
-    """Return ``text`` without the name and the password that stand in the store's address."""
-    secret = urlsplit(uri).netloc.rpartition("@")[0]
-    return text.replace(f"{secret}@", "…@") if secret else text
+def shown(text: str) -> str:
+    """Return a store's address, or what is told of it, without a password."""
+    return without_secrets(text, "…@")
 
 
 class Store:
@@ -223,7 +217,7 @@ def open_store(
     try:
         scheme = urlsplit(uri).scheme.split("+")[0]
     except ValueError as error:
-        raise TrackingError(f"tracking.uri: '{without_secrets(uri)}' is no address ({error})") from None
+        raise TrackingError(f"tracking.uri: '{shown(uri)}' is no address ({error})") from None
     if scheme not in (*_SQL, "", "file", "http", "https", "databricks"):
         raise TrackingError(
             f"tracking.uri: '{shown(uri)}' is of a kind that MLflow does not know; write sqlite:///FILE, http://HOST:PORT,"
@@ -347,17 +341,17 @@ def _refusal(uri: str, error: BaseException, timeout: float, own: Path | None) -
     if "out-of-date database schema" in text:
         upgrade = f"copy it, then `mlflow db upgrade {shlex.quote(shown(uri))}`" + f"; or {again}" * bool(own)
         return TrackingError(f"{shown(uri)}: the database is of another version of MLflow; {upgrade}")
-    return TrackingError(f"{shown(uri)}: {_reason(error, timeout, uri)}")
+    return TrackingError(f"{shown(uri)}: {_reason(error, timeout)}")
 
 
-def _reason(error: BaseException, timeout: float, uri: str) -> str:
+def _reason(error: BaseException, timeout: float) -> str:
     """Say in a few words why the store refused."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    text = " ".join(_hidden(str(error), uri).split())
+    text = " ".join(shown(str(error)).split())
     names = {type(link).__name__ for link in chain}
     if "database is locked" in text:
         return "another program keeps the database locked; try again when it is done"

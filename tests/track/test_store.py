@@ -41,7 +41,7 @@ def test_a_store_that_does_not_answer_is_one_line(
         "locked": (f"sqlite:///{results.folder}/mlflow.db", "keeps the database locked"),
         "kind": ("ftp://host/x", "tracking.uri: 'ftp://host/x'"),
         "folder": (f"sqlite:///{results.folder}/none/mlflow.db", "no folder"),
-        "no address": ("http://me:secret@[::1:5000", "tracking.uri: 'http://[::1:5000' is no address"),
+        "no address": ("http://me:secret@[::1:5000", "tracking.uri: 'http://…@[::1:5000' is no address"),
     }
     uri, says = uris[kind]
     with sqlite3.connect(results.folder / "mlflow.db", isolation_level=None) as database:
@@ -135,6 +135,7 @@ def test_bad_folders_are_one_line(tmp_path: Path) -> None:
 
 def test_passwords_are_not_shown() -> None:
     assert shown("postgresql://me:secret@host:1/db") == "postgresql://…@host:1/db"
+    assert shown("http://me:se@cret@host/a@b") == "http://…@host/a@b"
     assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
     # what MLflow says of a connection that broke has the address in it, and may be cut in the middle of it
     uri = f"http://me:{'secret' * 50}@host:5000"
