@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,27 +31,55 @@ class PhotometricParameters:
     """What happens to each sample of a batch of B views.
 
     Attributes:
-        factors: (4, B) blend factors of brightness, contrast or saturation at each of jitter's four places; 1 where
-            there is another operation.
-        to_mean: (4, B) 1 where the blend is with the mean gray (contrast), else 0.
-        to_gray: (4, B) 1 where the blend is with the gray image (saturation), else 0; neither: with black.
-        hue_samples: at each place the samples whose hue turns there, (n,).
-        hue_turns: at each place by how much, in turns, (n,).
+        numbers: (16, B) the properties below, one after another: one copy to a GPU instead of six.
+        hue_samples: at each of jitter's places the samples whose hue turns there, (n,).
         gray: samples that become gray, (n,).
         blurred: samples that are blurred, (n,).
         sigmas: their Gaussian's standard deviations, in pixels, (n,).
         solarized: samples that are solarized, (n,).
     """
 
-    factors: Tensor
-    to_mean: Tensor
-    to_gray: Tensor
+    numbers: Tensor
     hue_samples: list[Tensor]
-    hue_turns: list[Tensor]
     gray: Tensor
     blurred: Tensor
     sigmas: Tensor
     solarized: Tensor
+
+    @property
+    def factors(self) -> Tensor:
+        """(4, B) blend factors of brightness, contrast or saturation at each place; 1 for another operation."""
+        return self.numbers[:4]
+
+    @property
+    def to_mean(self) -> Tensor:
+        """(4, B) 1 where the blend is with the mean gray (contrast), else 0."""
+        return self.numbers[4:8]
+
+    @property
+    def to_gray(self) -> Tensor:
+        """(4, B) 1 where the blend is with the gray image (saturation), else 0; neither: with black."""
+        return self.numbers[8:12]
+
+    @property
+    def turns(self) -> Tensor:
+        """(B,) by how much the hue turns, in turns of the colour circle."""
+        return self.numbers[12]
+
+    @property
+    def hue_place(self) -> Tensor:
+        """(B,) at which of jitter's places the hue turns, 0 … 3."""
+        return self.numbers[13]
+
+    @property
+    def is_gray(self) -> Tensor:
+        """(B,) 1 for :attr:`gray`, else 0."""
+        return self.numbers[14]
+
+    @property
+    def is_solarized(self) -> Tensor:
+        """(B,) 1 for :attr:`solarized`, else 0."""
+        return self.numbers[15]
 
     def to(self, device: torch.device) -> PhotometricParameters:
         """Move everything to a device, without waiting where the memory is pinned."""
@@ -64,11 +91,8 @@ class PhotometricParameters:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> PhotometricParameters:
         return PhotometricParameters(
-            factors=change(self.factors),
-            to_mean=change(self.to_mean),
-            to_gray=change(self.to_gray),
+            numbers=change(self.numbers),
             hue_samples=[change(samples) for samples in self.hue_samples],
-            hue_turns=[change(turns) for turns in self.hue_turns],
             gray=change(self.gray),
             blurred=change(self.blurred),
             sigmas=change(self.sigmas),
@@ -87,25 +111,25 @@ def draw_photometric(uniforms: NDArray[np.float64], settings: ViewSettings, blur
     jittered = uniforms[:, 0] < settings.jitter
     strengths = (settings.brightness, settings.contrast, settings.saturation)
     factors = np.stack([_factor(uniforms[:, 1 + i], strength) for i, strength in enumerate(strengths)], 1)
-    turns = settings.hue * (2 * uniforms[:, 4] - 1)
+    turns = np.where(jittered, settings.hue * (2 * uniforms[:, 4] - 1), 0.0)
     order = np.argsort(uniforms[:, 5:9], 1, kind="stable")
     # a place holds operation order[:, place]; hue and what is not jittered blends with factor 1: nothing
     at_place = np.concatenate([factors, np.ones((len(uniforms), 1))], 1)[np.arange(len(uniforms))[:, None], order]
     at_place = np.where(jittered[:, None], at_place, 1.0)
-    hue_at = [np.flatnonzero(jittered & (order[:, place] == _HUE)) for place in range(4)]
+    hue_place = (order == _HUE).argmax(1)
     branch_a = uniforms[:, 10] < 0.5
     blurred = np.flatnonzero(uniforms[:, 11] < np.where(branch_a, settings.blur_a, settings.blur_b))
     low, high = settings.blur_radius
+    is_gray = uniforms[:, 9] < settings.grayscale
+    is_solarized = ~branch_a & (uniforms[:, 13] < settings.solarize)
+    contrast, saturation = (order == _CONTRAST).T, (order == _SATURATION).T
     return PhotometricParameters(
-        factors=_floats(at_place.T),
-        to_mean=_floats((order == _CONTRAST).T),
-        to_gray=_floats((order == _SATURATION).T),
-        hue_samples=[torch.from_numpy(samples) for samples in hue_at],
-        hue_turns=[_floats(turns[samples]) for samples in hue_at],
-        gray=torch.from_numpy(np.flatnonzero(uniforms[:, 9] < settings.grayscale)),
+        numbers=_floats(np.concatenate([at_place.T, contrast, saturation, [turns, hue_place, is_gray, is_solarized]])),
+        hue_samples=[torch.from_numpy(np.flatnonzero(turns * (hue_place == place))) for place in range(4)],
+        gray=torch.from_numpy(np.flatnonzero(is_gray)),
         blurred=torch.from_numpy(blurred),
         sigmas=_floats(blur_scale * (low + (high - low) * uniforms[blurred, 12])),
-        solarized=torch.from_numpy(np.flatnonzero(~branch_a & (uniforms[:, 13] < settings.solarize))),
+        solarized=torch.from_numpy(np.flatnonzero(is_solarized)),
     )
 
 
@@ -118,31 +142,29 @@ def _floats(values: NDArray[np.generic]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def apply_photometric(
-    images: Tensor, parameters: PhotometricParameters, largest_sigma: float, operations: Operations | None = None
-) -> Tensor:
+def apply_photometric(images: Tensor, parameters: PhotometricParameters, largest_sigma: float) -> Tensor:
     """Change the colours of a batch of images.
 
     Args:
         images: (batch, 3, H, W), values in [0, 1], not changed in place.
         parameters: on the same device.
         largest_sigma: largest blur of the settings, in pixels; the kernel is cut off at three times it.
-        operations: how the changes of each pixel are computed; None: by :data:`PLAIN`.
 
     Returns:
         (batch, 3, H, W), values in [0, 1], not normalised.
     """
-    blend, turn = PLAIN if operations is None else operations
     images = images.clone()
     for place in range(4):
-        images = blend(images, parameters.factors[place], parameters.to_mean[place], parameters.to_gray[place])
+        images = _blend(images, parameters.factors[place], parameters.to_mean[place], parameters.to_gray[place])
         samples = parameters.hue_samples[place]
         if len(samples):
-            images[samples] = turn(images[samples], parameters.hue_turns[place])
+            images[samples] = turn_hue(images[samples], parameters.turns[samples])
     if len(parameters.gray):
         images[parameters.gray] = luma(images[parameters.gray]).expand(-1, 3, -1, -1)
     if len(parameters.blurred):
-        images[parameters.blurred] = _blur(images[parameters.blurred], parameters.sigmas, largest_sigma)
+        height, width = images.shape[-2:]
+        matrices = both_blur_matrices(parameters.sigmas, height, width, largest_sigma)
+        images[parameters.blurred] = apply_matrices(images[parameters.blurred], *matrices)
     if len(parameters.solarized):
         bright = images[parameters.solarized]
         images[parameters.solarized] = torch.where(bright >= 128 / 255, 1 - bright, bright)
@@ -159,55 +181,42 @@ def _blend(images: Tensor, factor: Tensor, to_mean: Tensor, to_gray: Tensor) -> 
 
 def luma(images: Tensor) -> Tensor:
     """Return the gray image (batch, 1, H, W) of RGB (batch, 3, H, W), as torchvision weighs them."""
-    red, green, blue = images.unbind(1)
-    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
+    return gray_of(*images.unbind(1))[:, None]
+
+
+def gray_of(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
+    """Return :func:`luma` of three channels of any shape, in that shape."""
+    return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
 def turn_hue(images: Tensor, turns: Tensor) -> Tensor:
     """Turn the hue of RGB images (batch, 3, H, W) in [0, 1] by ``turns`` (batch,) of the colour circle."""
     red, green, blue = images.unbind(1)
-    value, low = images.amax(1), images.amin(1)
+    return torch.stack(hue_turned(red, green, blue, turns[:, None, None]), 1)
+
+
+def hue_turned(red: Tensor, green: Tensor, blue: Tensor, turns: Tensor) -> list[Tensor]:
+    """Return the channels of :func:`turn_hue`, each in the shape of one."""
+    value = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - low
-    grayish = chroma == 0
-    divisor = torch.where(grayish, 1.0, chroma)
-    hue = torch.where(
-        value == red,
-        (green - blue) / divisor,
-        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
-    )
-    hue = hue + 6 * turns[:, None, None]
+    divisor = torch.where(chroma == 0, 1.0, chroma)
+    is_red, is_green = value == red, value == green
+    difference = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green))
+    hue = torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0)) + difference / divisor + 6 * turns
     # back in closed form: a channel is value - chroma·clamp(min(k, 4 - k), 0, 1) with k = (n + hue) mod 6
-    # (made on the device: a tensor from a Python list would make a GPU wait for the copy)
-    shift = torch.arange(5, 0, -2, device=images.device)[None, :, None, None]
-    k = (shift + hue[:, None]) % 6
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    places = [_modulo_6(n + hue) for n in (5, 3, 1)]
+    return [value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in places]
 
 
-class Operations(NamedTuple):
-    """How the changes of each pixel by itself are computed.
-
-    Attributes:
-        blend: brightness, contrast and saturation.
-        turn_hue: the hue.
-    """
-
-    blend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    turn_hue: Callable[[Tensor, Tensor], Tensor]
-
-    @classmethod
-    def compiled(cls, backend: str = "inductor") -> Operations:
-        """Return operations that ``torch.compile`` fuses into one or two passes over the images each."""
-        # other samples turn their hue in every batch, and not equally many
-        turn: Callable[[Tensor, Tensor], Tensor] = torch.compile(turn_hue, backend=backend, dynamic=True)
-        return cls(torch.compile(_blend, backend=backend), turn)
+def _modulo_6(numbers: Tensor) -> Tensor:
+    """Return numbers in [-6, 18) modulo 6; the operator takes several times as long, on a GPU most of a hue's turn."""
+    least = torch.where(numbers < 0, numbers + 6, numbers)
+    return torch.where(least >= 12, least - 12, torch.where(least >= 6, least - 6, least))
 
 
-PLAIN = Operations(_blend, turn_hue)
-
-
-def _blur(images: Tensor, sigmas: Tensor, largest_sigma: float) -> Tensor:
-    height, width = images.shape[-2:]
+def both_blur_matrices(sigmas: Tensor, height: int, width: int, largest_sigma: float) -> tuple[Tensor, Tensor]:
+    """Return the matrices that blur rows (n, height, height) and columns (n, width, width), see ``blur_matrices``."""
     radius = max(1, math.ceil(3 * largest_sigma))
     rows = blur_matrices(sigmas, height, min(radius, height - 1))
-    columns = rows if height == width else blur_matrices(sigmas, width, min(radius, width - 1))
-    return apply_matrices(images, rows, columns)
+    return rows, rows if height == width else blur_matrices(sigmas, width, min(radius, width - 1))

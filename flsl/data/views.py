@@ -7,9 +7,8 @@ training device: the student's views are crops of that crop. What happens to sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +23,9 @@ from flsl.data.crops import (
     random_resized_crop,
     resize_matrices,
 )
+from flsl.data.fused_views import FusedOperations, coloured, cropped
 from flsl.data.photometric import (
     PHOTOMETRIC_DRAWS,
-    PLAIN,
-    Operations,
     PhotometricParameters,
     apply_photometric,
     draw_photometric,
@@ -96,33 +94,6 @@ class Batch:
         return Batch(
             self.crops.pin_memory(), self.teacher.pin_memory(), [group.pin_memory() for group in self.students]
         )
-
-
-def _normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return (images - mean) / std
-
-
-class ViewOperations(NamedTuple):
-    """How what is done to each number by itself is computed.
-
-    Attributes:
-        resize_matrices: :func:`flsl.data.crops.resize_matrices`.
-        colours: the changes of colour.
-        normalise: the last step of a view.
-    """
-
-    resize_matrices: Callable[[Tensor, Tensor, int, int], Tensor]
-    colours: Operations
-    normalise: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-    @classmethod
-    def compiled(cls) -> ViewOperations:
-        """Return operations that ``torch.compile`` fuses into one or two passes over the numbers each."""
-        matrices, normalise = (torch.compile(function, dynamic=False) for function in (resize_matrices, _normalise))
-        return cls(matrices, Operations.compiled(), normalise)
-
-
-PLAIN_VIEWS = ViewOperations(resize_matrices, PLAIN, _normalise)
 
 
 class FLSLViews:
@@ -197,44 +168,57 @@ class FLSLViews:
         return Batch(crops, teacher, students)
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, operations: ViewOperations = PLAIN_VIEWS) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, batch: Batch, fused: FusedOperations | None = None) -> tuple[Tensor, list[Tensor]]:
         """Make the views on the batch's device.
 
         Args:
             batch: of :meth:`batch`.
-            operations: how each number is computed, plainly or compiled.
+            fused: operations that make them in few passes; None: one after another, each on the images it changes.
 
         Returns:
             The teacher's views (batch, 3, T, T), and a tensor of student views (views × batch, 3, S, S) for each size;
             all normalised, float32.
         """
-        teacher, students = self.crops(batch, operations)
-        return self._finish(teacher, batch.teacher, operations), [
-            self._finish(crops, group.colours, operations)
-            for crops, group in zip(students, batch.students, strict=True)
+        sigma = self._blur_scale * self._settings.blur_radius[1]
+        statistics = self._statistics(batch.crops.device)
+        if fused is not None:
+            pixels = batch.crops.float()
+            students = [
+                coloured(cropped(pixels, *matrices), group.colours, sigma, statistics, fused)
+                for matrices, group in zip(self._matrices(batch, fused), batch.students, strict=True)
+            ]
+            return coloured(batch.crops.unbind(1), batch.teacher, sigma, statistics, fused), students
+
+        def finish(images: Tensor, colours: PhotometricParameters) -> Tensor:
+            return (apply_photometric(images, colours, sigma) - statistics[0]) / statistics[1]
+
+        teacher, crops = self.crops(batch)
+        return finish(teacher, batch.teacher), [
+            finish(images, group.colours) for images, group in zip(crops, batch.students, strict=True)
         ]
 
     @torch.no_grad()
-    def crops(self, batch: Batch, operations: ViewOperations = PLAIN_VIEWS) -> tuple[Tensor, list[Tensor]]:
+    def crops(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Make the views without their changes of colour, in shapes as those of a call, in [0, 1]."""
         images = batch.crops.float() / 255
-        students = []
-        for (count, size, _, _), group in zip(self._groups, batch.students, strict=True):
-            top, left, height, width = group.boxes.unbind(1)
-            rows = operations.resize_matrices(top, height, images.shape[2], size)
-            columns = operations.resize_matrices(left, width, images.shape[3], size)
-            students.append(apply_matrices(images.repeat(count, 1, 1, 1), rows, columns).clamp_(0, 1))
-        return images, students
+        return images, [
+            apply_matrices(images.repeat(count, 1, 1, 1), *matrices).clamp_(0, 1)
+            for (count, _, _, _), matrices in zip(self._groups, self._matrices(batch), strict=True)
+        ]
 
-    def _finish(self, images: Tensor, colours: PhotometricParameters, operations: ViewOperations) -> Tensor:
-        sigma = self._blur_scale * self._settings.blur_radius[1]
-        changed = apply_photometric(images, colours, sigma, operations.colours)
-        if changed.device not in self._mean_and_std:
-            self._mean_and_std[changed.device] = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=changed.device)[
-                ..., None, None
-            ]
-        mean, std = self._mean_and_std[changed.device]
-        return operations.normalise(changed, mean, std)
+    def _matrices(self, batch: Batch, fused: FusedOperations | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the matrices that crop and resize the rows and the columns of each group's views."""
+        make = resize_matrices if fused is None else fused.matrices
+        height, width = batch.crops.shape[2:]
+        for (_, size, _, _), group in zip(self._groups, batch.students, strict=True):
+            top, left, rows, columns = group.boxes.unbind(1)
+            yield make(top, rows, height, size), make(left, columns, width, size)
+
+    def _statistics(self, device: torch.device) -> Tensor:
+        """Return the images' mean and standard deviation, (2, 3, 1, 1)."""
+        if device not in self._mean_and_std:
+            self._mean_and_std[device] = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)[..., None, None]
+        return self._mean_and_std[device]
 
 
 def query_draws(grid: int, window: int) -> int:

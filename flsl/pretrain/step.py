@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import PretrainSettings
-from flsl.data.views import PLAIN_VIEWS, Batch, FLSLViews, ViewOperations
+from flsl.data.fused_views import FusedOperations
+from flsl.data.views import Batch, FLSLViews
 from flsl.model.mean_shift import absolute_temperature
 from flsl.model.vit import compile_blocks, recompute_activations, round_residuals, use_plain_attention
 from flsl.pretrain import assignments
@@ -67,7 +68,7 @@ class TrainingStep:
         self.optimiser = build_optimiser(self.student)
         self._trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.views = FLSLViews(settings, depth=len(self.student.encoder.blocks))
-        self._operations = ViewOperations.compiled() if compute.compile else PLAIN_VIEWS
+        self._fused = FusedOperations.compiled() if compute.compile else None
         blocks = assignments.Blocks.compiled() if compute.compile else assignments.PLAIN
         self._objective = FLSLObjective(
             settings.prototypes,
@@ -122,7 +123,7 @@ class TrainingStep:
         batch = batch.to(self._device)
         width = self.student.encoder.embed_dim
         tau_sa, tau_ca = (absolute_temperature(tau, width) for tau in (values.tau_sa, values.tau_ca))
-        teacher_view, student_views = self.views(batch, self._operations)
+        teacher_view, student_views = self.views(batch, self._fused)
         unsynchronised = isinstance(self._model, DistributedDataParallel) and not last
         with self._model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
             with self._autocast:
@@ -130,7 +131,7 @@ class TrainingStep:
                     keys = self.teacher.encode(teacher_view)
                     priors = None
                     if self._prior is not None:
-                        priors = self._prior(self.views.crops(batch, self._operations), batch.students)
+                        priors = self._prior(self.views.crops(batch), batch.students)
                 output = self._model(student_views, batch.students, tau_sa)
                 teacher_logits = self.teacher.targets(output.queries, keys, tau_ca, priors, values.attention_share)
             # the one that these targets have: it moves on with them

@@ -6,7 +6,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 
 from flsl.config.pretrain import ViewSettings
-from flsl.data.photometric import PHOTOMETRIC_DRAWS, Operations, apply_photometric, draw_photometric, turn_hue
+from flsl.data.photometric import PHOTOMETRIC_DRAWS, apply_photometric, draw_photometric, turn_hue
 
 SETTINGS = ViewSettings()
 MANY = 40_000
@@ -95,19 +95,9 @@ def test_ranges() -> None:
         assert float(changed.min()) == pytest.approx(1 - spread, abs=0.01)
         assert float(changed.max()) == pytest.approx(1 + spread, abs=0.01)
         assert float(changed.mean()) == pytest.approx(1, abs=0.01)
-    turns = torch.cat(parameters.hue_turns)
+    turns = parameters.turns[parameters.turns != 0]
     assert (float(turns.min()), float(turns.max())) == pytest.approx((-0.1, 0.1), abs=0.001)
     assert (float(parameters.sigmas.min()), float(parameters.sigmas.max())) == pytest.approx((0.1, 2.0), abs=0.01)
-
-
-def test_compiled_operations_equal_plain_ones_in_any_batch() -> None:
-    compiled = Operations.compiled("aot_eager")
-    for seed, batch in enumerate((20, 20, 12)):
-        images, parameters = torch.rand(batch, 3, 8, 8), drawn(batch, seed=seed)[1]
-        assert not torch.equal(apply_photometric(images, parameters, 2.0), images)
-        torch.testing.assert_close(
-            apply_photometric(images, parameters, 2.0, compiled), apply_photometric(images, parameters, 2.0)
-        )
 
 
 def test_nothing_happens_when_everything_is_off() -> None:
