@@ -1,0 +1,259 @@
+"""Self-attention of short sequences on the packed projection, one Triton kernel forward and one backward.
+
+PyTorch's fused attention reads queries, keys and values apart and gives their gradients apart, which costs copies of
+both, and its backward takes two kernels more (delta, and the gradient of the queries from float32). Here a sequence is
+short enough that one program computes all gradients of a head: the queries' gradient stays in registers while the tiles
+of keys go by, each of which is complete after its turn.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # machines without a GPU may have a PyTorch without it
+    triton = None
+
+HEAD_SIZE = 64
+LONGEST = 256  # tokens of a sequence: what the backward pass holds at once
+
+
+class Tiles(NamedTuple):
+    """How a kernel is launched."""
+
+    rows: int  # queries of a program, a power of two; the backward kernel's cover the sequence
+    keys: int  # keys of a turn, a power of two
+    warps: int
+    stages: int = 2
+    registers: int | None = None  # of a thread at most; None: as the compiler likes
+
+
+# By the sequence's length, rounded up: forward and backward.
+TUNING: dict[int, tuple[Tiles, Tiles]] = {
+    64: (Tiles(64, 64, 4), Tiles(64, 64, 4, 1)),
+    128: (Tiles(128, 64, 8), Tiles(128, 32, 8, 1)),
+    256: (Tiles(128, 64, 8), Tiles(256, 32, 8, 1, 128)),
+}
+
+
+def launch(n: int) -> tuple[Tiles, Tiles]:
+    """Return the tiles of the forward and the backward kernel for sequences of ``n`` tokens."""
+    return TUNING[next(length for length in TUNING if n <= length)]
+
+
+def available(tensor: Tensor) -> bool:
+    """Tell whether :func:`attend` can compute on the tensor's device."""
+    return triton is not None and (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+
+
+def _jit(kernel: Any) -> Any:
+    return kernel if triton is None else triton.jit(kernel)
+
+
+@_jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    qkv,  # (B, N, 3, H, D)
+    out,  # (B, N, H, D)
+    lse,  # (B, H, N): log2 of the sum of the exponentials
+    N: tl.constexpr,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    SCALE: tl.constexpr,  # of the logits to base 2
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    tiles: tl.constexpr = (N + ROWS - 1) // ROWS
+    head = tl.program_id(0) // tiles
+    first = (head // H).to(tl.int64) * N
+    row = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, D)
+    qkv += first * (3 * H * D) + head % H * D
+    out += first * (H * D) + head % H * D
+
+    q = tl.load(qkv + row[:, None] * (3 * H * D) + column[None, :], mask=row[:, None] < N, other=0.0)
+    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    mixed = tl.zeros((ROWS, D), tl.float32)
+    for start in range(0, N, KEYS):
+        key = start + tl.arange(0, KEYS)
+        place = qkv + key[:, None] * (3 * H * D) + column[None, :]
+        k = tl.load(place + H * D, mask=key[:, None] < N, other=0.0)
+        v = tl.load(place + 2 * H * D, mask=key[:, None] < N, other=0.0)
+        s = tl.where(key[None, :] < N, tl.dot(q, tl.trans(k)), float("-inf"))
+        higher = tl.maximum(highest, tl.max(s, 1))
+        p = tl.exp2(s * SCALE - (higher * SCALE)[:, None])
+        fade = tl.exp2((highest - higher) * SCALE)
+        total = total * fade + tl.sum(p, 1)
+        mixed = tl.dot(p.to(v.dtype), v, mixed * fade[:, None])
+        highest = higher
+    mixed = mixed / total[:, None]
+    tl.store(out + row[:, None] * (H * D) + column[None, :], mixed.to(q.dtype), mask=row[:, None] < N)
+    tl.store(lse + head.to(tl.int64) * N + row, highest * SCALE + tl.log2(total), mask=row < N)
+
+
+@_jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    qkv,  # (B, N, 3, H, D)
+    out,  # (B, N, H, D)
+    lse,  # (B, H, N)
+    dout,  # (B, N, H, D)
+    dqkv,  # (B, N, 3, H, D)
+    sums,  # (B, 3, H, D)
+    N: tl.constexpr,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    SCALE: tl.constexpr,  # of the logits
+    SCALE2: tl.constexpr,  # of the logits to base 2
+    SUMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    head = tl.program_id(0)
+    first = (head // H).to(tl.int64) * N
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, D)
+    qkv += first * (3 * H * D) + head % H * D
+    dqkv += first * (3 * H * D) + head % H * D
+    out += first * (H * D) + head % H * D
+    dout += first * (H * D) + head % H * D
+    sums += head // H * (3 * H * D) + head % H * D + column
+
+    # Rows beyond the sequence are 0 in q, dout and delta: with them is every product that their p goes into.
+    inside = row[:, None] < N
+    whole = row[:, None] * (H * D) + column[None, :]
+    q = tl.load(qkv + row[:, None] * (3 * H * D) + column[None, :], mask=inside, other=0.0)
+    do = tl.load(dout + whole, mask=inside, other=0.0)
+    o = tl.load(out + whole, mask=inside, other=0.0)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    log = tl.load(lse + head.to(tl.int64) * N + row, mask=row < N, other=0.0)
+
+    dq = tl.zeros((ROWS, D), tl.float32)
+    dk_sum = tl.zeros((D,), tl.float32)
+    dv_sum = tl.zeros((D,), tl.float32)
+    for start in range(0, N, KEYS):
+        key = start + tl.arange(0, KEYS)
+        place = key[:, None] * (3 * H * D) + column[None, :]
+        k = tl.load(qkv + place + H * D, mask=key[:, None] < N, other=0.0)
+        v = tl.load(qkv + place + 2 * H * D, mask=key[:, None] < N, other=0.0)
+        # (keys beyond the sequence would count in the sums)
+        p = tl.where(key[None, :] < N, tl.exp2(tl.dot(q, tl.trans(k)) * SCALE2 - log[:, None]), 0.0)
+        ds = (p * (tl.dot(do, tl.trans(v)) - delta[:, None])).to(q.dtype)
+        # (D, KEYS): the tensor cores take 64 rows at least, which D is and KEYS need not be
+        dv = tl.dot(tl.trans(do), p.to(q.dtype))
+        dk = tl.dot(tl.trans(q), ds) * SCALE
+        dq = tl.dot(ds, k, dq)
+        turned = key[None, :] * (3 * H * D) + column[:, None]
+        tl.store(dqkv + turned + H * D, dk.to(q.dtype), mask=key[None, :] < N)
+        tl.store(dqkv + turned + 2 * H * D, dv.to(q.dtype), mask=key[None, :] < N)
+        if SUMS:
+            dk_sum += tl.sum(dk, 1)
+            dv_sum += tl.sum(dv, 1)
+    dq *= SCALE
+    tl.store(dqkv + row[:, None] * (3 * H * D) + column[None, :], dq.to(q.dtype), mask=inside)
+    if SUMS:
+        tl.store(sums, tl.sum(dq, 0))
+        tl.store(sums + H * D, dk_sum)
+        tl.store(sums + 2 * H * D, dv_sum)
+
+
+def _check(qkv: Tensor) -> None:
+    if qkv.dim() != 5 or qkv.shape[2] != 3 or qkv.shape[4] != HEAD_SIZE or not 0 < qkv.shape[1] <= LONGEST:
+        raise ValueError(f"attend: qkv is (B, N <= {LONGEST}, 3, H, {HEAD_SIZE}), not {tuple(qkv.shape)}")
+    # (the interpreter multiplies no bfloat16)
+    if qkv.dtype != (torch.bfloat16 if qkv.is_cuda else torch.float32) or not qkv.is_contiguous():
+        raise ValueError(f"attend: qkv is contiguous and bfloat16 on CUDA, not {qkv.dtype} with strides {qkv.stride()}")
+
+
+def _options(tiles: Tiles) -> dict[str, Any]:
+    limit = {} if tiles.registers is None else {"maxnreg": tiles.registers}
+    return {"ROWS": tiles.rows, "KEYS": tiles.keys, "num_warps": tiles.warps, "num_stages": tiles.stages, **limit}
+
+
+@torch.library.custom_op("flsl::attend", mutates_args=(), schema="(Tensor qkv, Tensor? bias) -> (Tensor, Tensor)")
+def _attend(qkv: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    _check(qkv)
+    B, N, _, H, D = qkv.shape
+    out, lse = _made_forward(qkv, bias)
+    tiles = launch(N)[0]
+    with torch.cuda.device_of(qkv):  # type: ignore[no-untyped-call]
+        _forward_kernel[(B * H * math.ceil(N / tiles.rows),)](
+            qkv, out, lse, N, H, D, math.log2(math.e) / math.sqrt(D), **_options(tiles)
+        )
+    return out, lse
+
+
+@_attend.register_fake
+def _made_forward(qkv: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    B, N, _, H, D = qkv.shape
+    return qkv.new_empty(B, N, H * D), qkv.new_empty(B, H, N, dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "flsl::attend_backward",
+    mutates_args=(),
+    schema="(Tensor qkv, Tensor out, Tensor lse, Tensor dout, bool sums) -> (Tensor, Tensor)",
+)
+def _attend_backward(qkv: Tensor, out: Tensor, lse: Tensor, dout: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
+    B, N, _, H, D = qkv.shape
+    dqkv, partial = _made_backward(qkv, out, lse, dout, sums)
+    scale = 1 / math.sqrt(D)
+    tiles = launch(N)[1]
+    with torch.cuda.device_of(qkv):  # type: ignore[no-untyped-call]
+        _backward_kernel[(B * H,)](
+            qkv,
+            out,
+            lse,
+            dout.contiguous(),
+            dqkv,
+            partial,
+            N,
+            H,
+            D,
+            scale,
+            scale * math.log2(math.e),
+            sums,
+            **_options(tiles),
+        )
+    return dqkv, partial
+
+
+@_attend_backward.register_fake
+def _made_backward(qkv: Tensor, out: Tensor, lse: Tensor, dout: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
+    B, _, three, H, D = qkv.shape
+    return torch.empty_like(qkv), qkv.new_empty(B if sums else 0, three, H, D, dtype=torch.float32)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], *output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    if dout is None:
+        return None, None
+    sums = ctx.needs_input_grad[1]
+    dqkv, partial = _attend_backward(*ctx.saved_tensors, dout, sums)
+    return dqkv, partial.sum(0).flatten() if sums else None
+
+
+_attend.register_autograd(_gradients, setup_context=_keep)
+
+
+def attend(qkv: Tensor, bias: Tensor | None) -> Tensor:
+    """Return softmax(q kᵀ / √64) v of every head, (B, N, H × 64) bfloat16.
+
+    Args:
+        qkv: queries, keys and values as one product gives them, (B, N, 3, H, 64), contiguous bfloat16, N at most 256.
+        bias: (3 × H × 64,) float32, what was added to ``qkv`` already, detached there: it takes no part in the result,
+            and its gradient, the sums of that of ``qkv`` over B and N, comes from the backward kernel, which saves a
+            pass over that gradient. None where there is none to be had.
+    """
+    out: Tensor = _attend(qkv, bias)[0]
+    return out
