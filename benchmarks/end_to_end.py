@@ -32,7 +32,7 @@ from flsl.config.pretrain import PretrainSettings
 from flsl.data.images import ImageSet
 from flsl.data.order import Order
 from flsl.data.views import Batch
-from flsl.pretrain.loader import Loaded, build_loader
+from flsl.pretrain.loader import build_loader, on_device
 from flsl.pretrain.schedules import values_at
 from flsl.pretrain.step import TrainingStep
 from flsl.pretrain.trainer import Job, pretrain
@@ -57,17 +57,17 @@ class Repeated:
 class Loop:
     """Steps of training, from files or from a batch on the device."""
 
-    def __init__(self, step: TrainingStep, settings: PretrainSettings, batches: Iterator[Loaded], ready: Batch) -> None:
+    def __init__(self, step: TrainingStep, settings: PretrainSettings, batches: Iterator[Batch], ready: Batch) -> None:
         self.step, self.settings, self.batches, self.ready = step, settings, batches, ready
         self.number, self.waited, self.waits = 0, 0.0, 0
 
     def from_files(self, steps: int) -> None:
         for _ in range(steps):
             start = time.perf_counter()
-            crops, numbers = next(self.batches)
+            batch = next(self.batches)
             self.waited += time.perf_counter() - start
             self.waits += 1
-            self._train(self.step.views.batch(crops, numbers))
+            self._train(batch)
 
     def from_device(self, steps: int) -> None:
         for _ in range(steps):
@@ -119,8 +119,9 @@ def main() -> None:
     step = TrainingStep(settings, compute, device)
     process = Process(0, 0, 1, device)
     order = Order(args.batch * 2 * turns, args.batch, 1, 1, 0, process)
-    batches = iter(build_loader(Repeated(found, args.batch * 2 * turns), step.views, 0, order, args.workers, device))
-    ready = step.views.batch(*next(batches)).to(device)
+    loader = build_loader(Repeated(found, args.batch * 2 * turns), step.views, 0, order, args.workers, device)
+    batches = on_device((step.views.batch(*loaded) for loaded in loader), device)
+    ready = next(batches)
     loop = Loop(step, settings, batches, ready)
     seconds = measure(
         {"files": lambda: loop.from_files(args.steps), "ready": lambda: loop.from_device(args.steps)},

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import EncoderSettings, HeadSettings, PretrainSettings, ViewSettings
 from flsl.data.views import Batch
+from flsl.pretrain.loader import on_device
 from flsl.pretrain.schedules import values_at
 from flsl.pretrain.step import TrainingStep
 
@@ -139,6 +141,8 @@ class Steps:
         self.batch = made_batch(first, settings, 0, count)
         if device.type == "cuda":
             self.batch = self.batch.pin_memory()  # as from the loader
+        # as the trainer: a GPU gets the next batch while it computes on this one
+        self.batches = {name: on_device(itertools.repeat(self.batch), device) for name in self.ours}
         self.values = values_at(STEPS // 2, settings.model_copy(update={"epochs": 1}), STEPS)
         on_device = self.batch.to(device)
         teacher_view, groups = first.views(on_device)
@@ -148,7 +152,7 @@ class Steps:
     def run(self, name: str) -> float | torch.Tensor:
         if name in self.literal:
             return self.literal[name].step(*self._given, self.values)
-        loss = self.ours[name].accumulate(self.batch, self.values, 0)
+        loss = self.ours[name].accumulate(next(self.batches[name]), self.values, 0)
         self.ours[name].update(self.values)
         return loss
 

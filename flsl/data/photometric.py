@@ -81,15 +81,8 @@ class PhotometricParameters:
         """(B,) 1 for :attr:`solarized`, else 0."""
         return self.numbers[15]
 
-    def to(self, device: torch.device) -> PhotometricParameters:
-        """Move everything to a device, without waiting where the memory is pinned."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> PhotometricParameters:
-        """Copy everything to page-locked memory."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> PhotometricParameters:
+    def each(self, change: Callable[[Tensor], Tensor]) -> PhotometricParameters:
+        """Return parameters of which ``change`` made every tensor."""
         return PhotometricParameters(
             numbers=change(self.numbers),
             hue_samples=[change(samples) for samples in self.hue_samples],

@@ -7,7 +7,7 @@ training device: the student's views are crops of that crop. What happens to sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,19 +51,10 @@ class StudentParameters:
     queries: Tensor
     drop_path: Tensor
 
-    def to(self, device: torch.device) -> StudentParameters:
-        """Move everything to a device, without waiting where the memory is pinned."""
+    def each(self, change: Callable[[Tensor], Tensor]) -> StudentParameters:
+        """Return parameters of which ``change`` made every tensor."""
         return StudentParameters(
-            self.boxes.to(device, non_blocking=True),
-            self.colours.to(device),
-            self.queries.to(device, non_blocking=True),
-            self.drop_path.to(device, non_blocking=True),
-        )
-
-    def pin_memory(self) -> StudentParameters:
-        """Copy everything to page-locked memory."""
-        return StudentParameters(
-            self.boxes.pin_memory(), self.colours.pin_memory(), self.queries.pin_memory(), self.drop_path.pin_memory()
+            change(self.boxes), self.colours.each(change), change(self.queries), change(self.drop_path)
         )
 
 
@@ -83,17 +74,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Move everything to a device, without waiting where the memory is pinned."""
-        return Batch(
-            self.crops.to(device, non_blocking=True),
-            self.teacher.to(device),
-            [group.to(device) for group in self.students],
-        )
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Copy everything to page-locked memory."""
-        return Batch(
-            self.crops.pin_memory(), self.teacher.pin_memory(), [group.pin_memory() for group in self.students]
-        )
+        return self.each(Tensor.pin_memory)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch of which ``change`` made every tensor."""
+        return Batch(change(self.crops), self.teacher.each(change), [group.each(change) for group in self.students])
 
 
 class FLSLViews:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from flsl.data.order import Key, Order
-from flsl.data.views import FLSLViews
+from flsl.data.views import Batch, FLSLViews
 from flsl.runtime.signals import obey_parent
 
 Loaded = tuple[Tensor, NDArray[np.float64]]
@@ -59,3 +60,39 @@ def build_loader(
 def _collate(samples: list[Loaded]) -> Loaded:
     crops = torch.stack([crop for crop, _ in samples])
     return crops, np.stack([numbers for _, numbers in samples])
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Give batches that are on a device; a GPU gets the next one while it computes on this one.
+
+    Args:
+        batches: from the loader, on the CPU.
+        device: where they go.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def sent(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(copying):
+            return batch.pin_memory().to(device), copying.record_event()
+
+    def received(batch: Batch, copied: torch.cuda.Event) -> Batch:
+        computing = torch.cuda.current_stream(device)
+        computing.wait_event(copied)
+        # else its memory could be taken for the next copy while it is still read
+
+        def used(tensor: Tensor) -> Tensor:
+            tensor.record_stream(computing)
+            return tensor
+
+        return batch.each(used)
+
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        previous, waiting = waiting, sent(batch)
+        if previous is not None:
+            yield received(*previous)
+    if waiting is not None:
+        yield received(*waiting)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flsl.config.pretrain import PretrainSettings
 from flsl.data.views import StudentParameters
+from flsl.model.fused_vit import FusedEncoder, can_fuse
 from flsl.model.head import ProjectionHead
 from flsl.model.mean_shift import mean_shift
 from flsl.model.vit import build_encoder, set_drop_path
@@ -50,13 +51,23 @@ class FLSLNetwork(nn.Module):
         self.head = ProjectionHead.from_settings(self.encoder.embed_dim, settings.prototypes, settings.head)
         self.encode: Callable[[Tensor], Tensor] = self.encoder.forward_features
 
+    def fuse_encoder(self, stream: torch.dtype) -> bool:
+        """Compute the encoder in training by fused kernels where they fit it; return whether they do.
+
+        Args:
+            stream: type of the residual stream.
+        """
+        if fits := can_fuse(self.encoder):
+            self.encode = FusedEncoder(self.encoder, stream).forward_features
+        return fits
+
     def replay_encoder(self) -> None:
         """Compile the encoder as a whole and replay it in training as CUDA graphs, one for each size of views.
 
         So a small batch does not wait for the launches of thousands of kernels; but the gradients are there all at
         once, so that ranks cannot send some of them while others are computed.
         """
-        self.encode = torch.compile(self.encoder.forward_features, dynamic=False, mode="reduce-overhead")
+        self.encode = torch.compile(self.encode, dynamic=False, mode="reduce-overhead")
 
     def forward(self, views: list[Tensor], parameters: list[StudentParameters], tau_sa: float) -> StudentOutput:
         """Run the student: encode the views, sample queries, shift them to their modes, project.

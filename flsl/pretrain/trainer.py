@@ -17,7 +17,7 @@ from flsl.config.pretrain import PretrainSettings
 from flsl.data.order import Order
 from flsl.model.backbone import save_backbone, timm_metadata
 from flsl.model.vit import timm_arguments
-from flsl.pretrain.loader import Images, build_loader
+from flsl.pretrain.loader import Images, build_loader, on_device
 from flsl.pretrain.online_knn import OnlineKnn
 from flsl.pretrain.recipe import recipe_of
 from flsl.pretrain.schedules import values_at
@@ -104,7 +104,8 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
         step.load_state(state, first=process.is_main)
     history = History(job.out / "history.jsonl", start) if process.is_main else None
     order.go_on(start)
-    batches = iter(build_loader(images, step.views, job.seed, order, compute.workers, process.device))
+    loader = build_loader(images, step.views, job.seed, order, compute.workers, device)
+    batches = on_device((step.views.batch(*loaded) for loaded in loader), device)
     steps = order.steps
 
     if start == 0 and _keeps(job, 0):
@@ -139,9 +140,8 @@ def pretrain(job: Job, images: Images) -> Mapping[str, float]:
             values = values_at(number, settings, order.steps_per_epoch)
             for micro in range(settings.accumulate):
                 asked = time.perf_counter()
-                crops, numbers = next(batches)
+                batch = next(batches)
                 waited += time.perf_counter() - asked
-                batch = step.views.batch(crops, numbers)
                 step.accumulate(batch, values, number, last=micro == settings.accumulate - 1)
             step.update(values)
 
