@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from flsl.model.column_sums import column_sums, on_device
 
 try:
     import triton
@@ -31,15 +34,14 @@ class Tiles(NamedTuple):
     rows: int  # queries of a program, a power of two; the backward kernel's cover the sequence
     keys: int  # keys of a turn, a power of two
     warps: int
-    stages: int = 2
-    registers: int | None = None  # of a thread at most; None: as the compiler likes
+    stages: int
 
 
-# By the sequence's length, rounded up: forward and backward.
+# By the sequence's length, rounded up: forward and backward (measured on an H200).
 TUNING: dict[int, tuple[Tiles, Tiles]] = {
-    64: (Tiles(64, 64, 4), Tiles(64, 64, 4, 1)),
-    128: (Tiles(128, 64, 8), Tiles(128, 32, 8, 1)),
-    256: (Tiles(128, 64, 8), Tiles(256, 32, 8, 1, 128)),
+    64: (Tiles(64, 64, 4, 1), Tiles(64, 64, 4, 1)),
+    128: (Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 1)),
+    256: (Tiles(64, 64, 4, 2), Tiles(256, 64, 8, 1)),
 }
 
 
@@ -61,7 +63,7 @@ def _jit(kernel: Any) -> Any:
 def _forward_kernel(  # type: ignore[no-untyped-def]
     qkv,  # (B, N, 3, H, D)
     out,  # (B, N, H, D)
-    lse,  # (B, H, N): log2 of the sum of the exponentials
+    lse,  # (B, N, H): log2 of the sum of the exponentials
     N: tl.constexpr,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -95,14 +97,14 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         highest = higher
     mixed = mixed / total[:, None]
     tl.store(out + row[:, None] * (H * D) + column[None, :], mixed.to(q.dtype), mask=row[:, None] < N)
-    tl.store(lse + head.to(tl.int64) * N + row, highest * SCALE + tl.log2(total), mask=row < N)
+    tl.store(lse + (first + row) * H + head % H, highest * SCALE + tl.log2(total), mask=row < N)
 
 
 @_jit
 def _backward_kernel(  # type: ignore[no-untyped-def]
     qkv,  # (B, N, 3, H, D)
     out,  # (B, N, H, D)
-    lse,  # (B, H, N)
+    lse,  # (B, N, H)
     dout,  # (B, N, H, D)
     dqkv,  # (B, N, 3, H, D)
     sums,  # (B, 3, H, D)
@@ -132,7 +134,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     do = tl.load(dout + whole, mask=inside, other=0.0)
     o = tl.load(out + whole, mask=inside, other=0.0)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    log = tl.load(lse + head.to(tl.int64) * N + row, mask=row < N, other=0.0)
+    log = tl.load(lse + (first + row) * H + head % H, mask=row < N, other=0.0)
 
     dq = tl.zeros((ROWS, D), tl.float32)
     dk_sum = tl.zeros((D,), tl.float32)
@@ -163,97 +165,120 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         tl.store(sums + 2 * H * D, dv_sum)
 
 
-def _check(qkv: Tensor) -> None:
-    if qkv.dim() != 5 or qkv.shape[2] != 3 or qkv.shape[4] != HEAD_SIZE or not 0 < qkv.shape[1] <= LONGEST:
-        raise ValueError(f"attend: qkv is (B, N <= {LONGEST}, 3, H, {HEAD_SIZE}), not {tuple(qkv.shape)}")
+def _check(qkv: Tensor, sizes: list[int]) -> None:
+    if qkv.dim() != 4 or qkv.shape[1] != 3 or qkv.shape[3] != HEAD_SIZE:
+        raise ValueError(f"attend: qkv is (tokens, 3, H, {HEAD_SIZE}), not {tuple(qkv.shape)}")
+    groups = list(zip(sizes[::2], sizes[1::2], strict=True))
+    if sum(batch * count for batch, count in groups) != len(qkv) or not all(0 < n <= LONGEST for _, n in groups):
+        raise ValueError(f"attend: groups {groups} of at most {LONGEST} tokens do not make {len(qkv)} tokens")
     # (the interpreter multiplies no bfloat16)
     if qkv.dtype != (torch.bfloat16 if qkv.is_cuda else torch.float32) or not qkv.is_contiguous():
         raise ValueError(f"attend: qkv is contiguous and bfloat16 on CUDA, not {qkv.dtype} with strides {qkv.stride()}")
 
 
 def _options(tiles: Tiles) -> dict[str, Any]:
-    limit = {} if tiles.registers is None else {"maxnreg": tiles.registers}
-    return {"ROWS": tiles.rows, "KEYS": tiles.keys, "num_warps": tiles.warps, "num_stages": tiles.stages, **limit}
+    return {"ROWS": tiles.rows, "KEYS": tiles.keys, "num_warps": tiles.warps, "num_stages": tiles.stages}
 
 
-@torch.library.custom_op("flsl::attend", mutates_args=(), schema="(Tensor qkv, Tensor? bias) -> (Tensor, Tensor)")
-def _attend(qkv: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    _check(qkv)
-    B, N, _, H, D = qkv.shape
-    out, lse = _made_forward(qkv, bias)
-    tiles = launch(N)[0]
-    with torch.cuda.device_of(qkv):  # type: ignore[no-untyped-call]
-        _forward_kernel[(B * H * math.ceil(N / tiles.rows),)](
-            qkv, out, lse, N, H, D, math.log2(math.e) / math.sqrt(D), **_options(tiles)
-        )
+def _groups(sizes: list[int]) -> Iterator[tuple[int, int, slice, slice]]:
+    """Give of each group how many sequences it has and their length, and which of all tokens and sequences are its."""
+    tokens = sequences = 0
+    for batch, count in zip(sizes[::2], sizes[1::2], strict=True):
+        own = slice(tokens, tokens + batch * count)
+        yield batch, count, own, slice(sequences, sequences + batch)
+        tokens, sequences = own.stop, sequences + batch
+
+
+@torch.library.custom_op(
+    "flsl::attend", mutates_args=(), schema="(Tensor qkv, int[] sizes, Tensor? bias) -> (Tensor, Tensor)"
+)
+def _attend(qkv: Tensor, sizes: list[int], bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    _check(qkv, sizes)
+    out, lse = _made_forward(qkv, sizes, bias)
+    H, D = qkv.shape[2:]
+    with on_device(qkv):
+        for batch, count, own, _ in _groups(sizes):
+            tiles = launch(count)[0]
+            _forward_kernel[(batch * H * math.ceil(count / tiles.rows),)](
+                qkv[own], out[own], lse[own], count, H, D, math.log2(math.e) / math.sqrt(D), **_options(tiles)
+            )
     return out, lse
 
 
 @_attend.register_fake
-def _made_forward(qkv: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    B, N, _, H, D = qkv.shape
-    return qkv.new_empty(B, N, H * D), qkv.new_empty(B, H, N, dtype=torch.float32)
+def _made_forward(qkv: Tensor, sizes: list[int], bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    tokens, _, H, D = qkv.shape
+    return qkv.new_empty(tokens, H * D), qkv.new_empty(tokens, H, dtype=torch.float32)
 
 
 @torch.library.custom_op(
     "flsl::attend_backward",
     mutates_args=(),
-    schema="(Tensor qkv, Tensor out, Tensor lse, Tensor dout, bool sums) -> (Tensor, Tensor)",
+    schema="(Tensor qkv, int[] sizes, Tensor out, Tensor lse, Tensor dout, bool sums) -> (Tensor, Tensor)",
 )
-def _attend_backward(qkv: Tensor, out: Tensor, lse: Tensor, dout: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
-    B, N, _, H, D = qkv.shape
-    dqkv, partial = _made_backward(qkv, out, lse, dout, sums)
+def _attend_backward(
+    qkv: Tensor, sizes: list[int], out: Tensor, lse: Tensor, dout: Tensor, sums: bool
+) -> tuple[Tensor, Tensor]:
+    H, D = qkv.shape[2:]
+    dqkv, dout = torch.empty_like(qkv), dout.contiguous()
+    partial = qkv.new_empty(sum(sizes[::2]) if sums else 0, 3, H, D, dtype=torch.float32)
     scale = 1 / math.sqrt(D)
-    tiles = launch(N)[1]
-    with torch.cuda.device_of(qkv):  # type: ignore[no-untyped-call]
-        _backward_kernel[(B * H,)](
-            qkv,
-            out,
-            lse,
-            dout.contiguous(),
-            dqkv,
-            partial,
-            N,
-            H,
-            D,
-            scale,
-            scale * math.log2(math.e),
-            sums,
-            **_options(tiles),
-        )
-    return dqkv, partial
+    with on_device(qkv):
+        for batch, count, own, sequences in _groups(sizes):
+            _backward_kernel[(batch * H,)](
+                qkv[own],
+                out[own],
+                lse[own],
+                dout[own],
+                dqkv[own],
+                partial[sequences],
+                count,
+                H,
+                D,
+                scale,
+                scale * math.log2(math.e),
+                sums,
+                **_options(launch(count)[1]),
+            )
+    return dqkv, column_sums(partial.flatten(1)) if sums else partial.flatten()
 
 
 @_attend_backward.register_fake
-def _made_backward(qkv: Tensor, out: Tensor, lse: Tensor, dout: Tensor, sums: bool) -> tuple[Tensor, Tensor]:
-    B, _, three, H, D = qkv.shape
-    return torch.empty_like(qkv), qkv.new_empty(B if sums else 0, three, H, D, dtype=torch.float32)
+def _made_backward(
+    qkv: Tensor, sizes: list[int], out: Tensor, lse: Tensor, dout: Tensor, sums: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv), qkv.new_empty(qkv[0].numel() if sums else 0, dtype=torch.float32)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
+def _keep(ctx: Any, inputs: tuple[Tensor, list[int], Tensor | None], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[0], *output)
+    ctx.sizes = inputs[1]
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, None, Tensor | None]:
     if dout is None:
-        return None, None
-    sums = ctx.needs_input_grad[1]
-    dqkv, partial = _attend_backward(*ctx.saved_tensors, dout, sums)
-    return dqkv, partial.sum(0).flatten() if sums else None
+        return None, None, None
+    qkv, out, lse = ctx.saved_tensors
+    sums = ctx.needs_input_grad[2]
+    dqkv, total = torch.ops.flsl.attend_backward(qkv, ctx.sizes, out, lse, dout, sums)
+    return dqkv, None, total if sums else None
 
 
 _attend.register_autograd(_gradients, setup_context=_keep)
 
 
-def attend(qkv: Tensor, bias: Tensor | None) -> Tensor:
-    """Return softmax(q kᵀ / √64) v of every head, (B, N, H × 64) bfloat16.
+def attend(qkv: Tensor, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> Tensor:
+    """Return softmax(q kᵀ / √64) v of every head and sequence, (tokens, H × 64) bfloat16.
 
     Args:
-        qkv: queries, keys and values as one product gives them, (B, N, 3, H, 64), contiguous bfloat16, N at most 256.
+        qkv: queries, keys and values as one product gives them, (tokens, 3, H, 64), contiguous bfloat16, of sequences
+            one after another.
+        sizes: how many sequences of how many tokens, at most 256, there are in each group of equally long ones.
         bias: (3 × H × 64,) float32, what was added to ``qkv`` already, detached there: it takes no part in the result,
-            and its gradient, the sums of that of ``qkv`` over B and N, comes from the backward kernel, which saves a
+            and its gradient, the sum of that of ``qkv`` over the tokens, comes from the backward kernel, which saves a
             pass over that gradient. None where there is none to be had.
     """
-    out: Tensor = _attend(qkv, bias)[0]
+    flat = [number for size in sizes for number in size]
+    out: Tensor = torch.ops.flsl.attend(qkv, flat, bias)[0]
     return out

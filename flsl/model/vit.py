@@ -227,16 +227,27 @@ def set_drop_path(encoder: VisionTransformer, uniforms: Tensor) -> None:
         encoder: from :func:`build_encoder`.
         uniforms: (batch, 2 × depth) numbers in [0, 1) on the encoder's device; a branch of rate p is dropped below p.
     """
-    layers = [layer for block in encoder.blocks for layer in (block.drop_path1, block.drop_path2)]
+    for layer, factor in zip(_drop_paths(encoder), drop_path_factors(encoder, uniforms), strict=True):
+        if factor is not None:
+            layer.factor = factor[:, None, None]
+
+
+def drop_path_factors(encoder: VisionTransformer, uniforms: Tensor) -> list[Tensor | None]:
+    """Return what :func:`set_drop_path` sets: of each of the 2 × depth branches the samples' factors, (batch,).
+
+    None stands for a branch that is never dropped.
+    """
+    layers = _drop_paths(encoder)
+    rates = [layer.rate for layer in layers if isinstance(layer, SampledDropPath)]
+    if not rates:
+        return [None] * len(layers)
     columns = uniforms.T.contiguous().unbind(0)
-    sampled = [
-        (layer, column) for layer, column in zip(layers, columns, strict=True) if isinstance(layer, SampledDropPath)
-    ]
-    if not sampled:
-        return
+    sampled = [c for c, layer in zip(columns, layers, strict=True) if isinstance(layer, SampledDropPath)]
     # all layers at a time: a few launches of a GPU instead of three for each
-    above = torch._foreach_sub([column for _, column in sampled], [layer.rate for layer, _ in sampled])
-    kept = (torch.stack(above) >= 0).float().unbind(0)
-    factors = torch._foreach_div(kept, [1 - layer.rate for layer, _ in sampled])
-    for (layer, _), factor in zip(sampled, factors, strict=True):
-        layer.factor = factor[:, None, None]
+    kept = (torch.stack(torch._foreach_sub(sampled, rates)) >= 0).float().unbind(0)
+    factors = iter(torch._foreach_div(kept, [1 - rate for rate in rates]))
+    return [next(factors) if isinstance(layer, SampledDropPath) else None for layer in layers]
+
+
+def _drop_paths(encoder: VisionTransformer) -> list[nn.Module]:
+    return [layer for block in encoder.blocks for layer in (block.drop_path1, block.drop_path2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +42,16 @@ class FLSLNetwork(nn.Module):
     Attributes:
         encoder: the ViT.
         head: what follows it.
-        encode: gives the encoder's tokens in training, however they are computed.
+        encode: gives the encoder's tokens (views × batch, N, C) in training, however they are computed, of each group
+            of views (views × batch, 3, S, S), with its numbers for stochastic depth (None: no branch is dropped).
     """
 
     def __init__(self, settings: PretrainSettings, drop_path: float) -> None:
         super().__init__()
         self.encoder = build_encoder(settings.encoder, settings.views.teacher_size, drop_path)
         self.head = ProjectionHead.from_settings(self.encoder.embed_dim, settings.prototypes, settings.head)
-        self.encode: Callable[[Tensor], Tensor] = self.encoder.forward_features
+        self.encode: Callable[[list[Tensor], list[Tensor] | None], list[Tensor]] = self._encode_each
+        self._features: Callable[[Tensor], Tensor] = self.encoder.forward_features
 
     def fuse_encoder(self, stream: torch.dtype) -> bool:
         """Compute the encoder in training by fused kernels where they fit it; return whether they do.
@@ -58,7 +60,7 @@ class FLSLNetwork(nn.Module):
             stream: type of the residual stream.
         """
         if fits := can_fuse(self.encoder):
-            self.encode = FusedEncoder(self.encoder, stream).forward_features
+            self.encode = FusedEncoder(self.encoder, stream)
         return fits
 
     def replay_encoder(self) -> None:
@@ -67,7 +69,19 @@ class FLSLNetwork(nn.Module):
         So a small batch does not wait for the launches of thousands of kernels; but the gradients are there all at
         once, so that ranks cannot send some of them while others are computed.
         """
-        self.encode = torch.compile(self.encode, dynamic=False, mode="reduce-overhead")
+        how: dict[str, Any] = {"dynamic": False, "mode": "reduce-overhead"}
+        if isinstance(self.encode, FusedEncoder):
+            self.encode = torch.compile(self.encode.__call__, **how)
+        else:
+            self._features = torch.compile(self._features, **how)
+
+    def _encode_each(self, views: list[Tensor], uniforms: list[Tensor] | None) -> list[Tensor]:
+        tokens = []
+        for number, images in enumerate(views):
+            if uniforms is not None:
+                set_drop_path(self.encoder, uniforms[number])
+            tokens.append(self._features(images))
+        return tokens
 
     def forward(self, views: list[Tensor], parameters: list[StudentParameters], tau_sa: float) -> StudentOutput:
         """Run the student: encode the views, sample queries, shift them to their modes, project.
@@ -78,9 +92,8 @@ class FLSLNetwork(nn.Module):
             tau_sa: τ of self-attention, absolute.
         """
         queries, modes = [], []
-        for images, group in zip(views, parameters, strict=True):
-            set_drop_path(self.encoder, group.drop_path)
-            tokens = self.encode(images)
+        encoded = self.encode(views, [group.drop_path for group in parameters])
+        for tokens, group in zip(encoded, parameters, strict=True):
             sampled = tokens.gather(1, group.queries[..., None].expand(-1, -1, tokens.shape[-1]))
             queries.append(sampled)
             modes.append(mean_shift(sampled, tokens, tau_sa))

@@ -130,7 +130,7 @@ class TrainingStep:
         with self._model.no_sync() if unsynchronised else contextlib.nullcontext():  # type: ignore[operator]
             with self._autocast:
                 with torch.no_grad():
-                    keys = self.teacher.encode(teacher_view)
+                    (keys,) = self.teacher.encode([teacher_view], None)
                     priors = None
                     if self._prior is not None:
                         priors = self._prior(self.views.crops(batch), batch.students)

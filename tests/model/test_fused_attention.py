@@ -47,27 +47,31 @@ def error(ours, plain):
     return ((ours - plain).norm() / (size if size > 1e-5 else 1.0)).item()
 
 
-def compare(B, N, H, with_bias):
-    generator = torch.Generator().manual_seed(N)
-    qkv = torch.randn(B, N, 3, H, 64, generator=generator) + 0.5
-    weights = torch.randn(B, N, H * 64, generator=generator)
+def compare(sizes, H, with_bias):
+    tokens = sum(B * N for B, N in sizes)
+    generator = torch.Generator().manual_seed(tokens)
+    qkv = torch.randn(tokens, 3, H, 64, generator=generator) + 0.5
+    weights = torch.randn(tokens, H * 64, generator=generator)
     ours, plain = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
     bias = torch.randn(3 * H * 64, generator=generator).requires_grad_()
     assert fused_attention.available(ours)
-    found = fused_attention.attend(ours, bias if with_bias else None)
-    q, k, v = plain.permute(2, 0, 3, 1, 4)
-    wanted = ((q @ k.mT / 8).softmax(-1) @ v).transpose(1, 2).reshape(B, N, H * 64)
+    found = fused_attention.attend(ours, sizes, bias if with_bias else None)
+    wanted = []
+    for (B, N), part in zip(sizes, plain.split([B * N for B, N in sizes])):
+        q, k, v = part.view(B, N, 3, H, 64).permute(2, 0, 3, 1, 4)
+        wanted.append(((q @ k.mT / 8).softmax(-1) @ v).transpose(1, 2).reshape(B * N, H * 64))
+    wanted = torch.cat(wanted)
     for result in (found, wanted):
         # (a gradient that is not contiguous)
         (result.mT.contiguous().mT * weights).sum().backward()
     errors = {"forward": error(found, wanted)}
     for place, name in enumerate(("dq", "dk", "dv")):
-        errors[name] = error(ours.grad[:, :, place], plain.grad[:, :, place])
+        errors[name] = error(ours.grad[:, place], plain.grad[:, place])
     if with_bias:
-        errors["bias"] = error(bias.grad, plain.grad.sum((0, 1)).flatten())
+        errors["bias"] = error(bias.grad, plain.grad.sum(0).flatten())
     else:
         assert bias.grad is None
-    assert len(behind) == 4 and all(buffer.isnan().all() for buffer in behind), (B, N, H)
+    assert len(behind) >= 4 and all(buffer.isnan().all() for buffer in behind), (sizes, H)
     behind.clear()
     return errors
 
@@ -75,12 +79,19 @@ def compare(B, N, H, with_bias):
 print(json.dumps([compare(*case) for case in json.loads(sys.argv[1])]))
 """
 # ROWS of 64 and 128; one tile of keys, several, and a last one of one key; grids of one and of several heads
-CASES = [(2, 1, 2), (3, 5, 1), (2, 36, 3), (1, 64, 2), (2, 65, 1), (1, 100, 2)]
+CASES = [
+    ([(2, 1)], 2),
+    ([(3, 5)], 1),
+    ([(2, 36)], 3),
+    ([(1, 64)], 2),
+    ([(2, 65)], 1),
+    ([(1, 70), (2, 9), (1, 4)], 2),
+]
 
 
 @pytest.fixture(scope="module")
 def errors() -> list[dict[str, float]]:
-    """The relative errors of each case, and of the last one without a bias."""
+    """The relative errors of each case (groups of sequences, heads), and of the last one without a bias."""
     cases = [(*case, True) for case in CASES] + [(*CASES[-1], False)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     found = subprocess.run(
@@ -103,24 +114,25 @@ def test_without_a_bias_the_gradients_are_the_same(errors: list[dict[str, float]
 
 
 @pytest.mark.parametrize(
-    "qkv",
+    ("qkv", "size", "said"),
     [
-        torch.zeros(1, 4, 3, 1, 32, dtype=torch.bfloat16),
-        torch.zeros(1, 257, 3, 1, 64, dtype=torch.bfloat16),
-        torch.zeros(1, 4, 3, 1, 64, dtype=torch.float16),
-        torch.zeros(1, 3, 4, 1, 64).transpose(1, 2),
+        (torch.zeros(4, 3, 1, 32, dtype=torch.bfloat16), (1, 4), "qkv is"),
+        (torch.zeros(4, 3, 1, 64, dtype=torch.float16), (1, 4), "qkv is"),
+        (torch.zeros(3, 4, 1, 64).transpose(0, 1), (1, 4), "qkv is"),
+        (torch.zeros(257, 3, 1, 64, dtype=torch.bfloat16), (1, 257), "groups"),
+        (torch.zeros(8, 3, 1, 64, dtype=torch.bfloat16), (1, 4), "groups"),
     ],
 )
-def test_other_tensors_are_refused(qkv: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="attend: qkv is"):
-        fused_attention.attend(qkv, None)
+def test_other_tensors_are_refused(qkv: torch.Tensor, size: tuple[int, int], said: str) -> None:
+    with pytest.raises(ValueError, match=f"attend: {said}"):
+        fused_attention.attend(qkv, [size], None)
 
 
 def test_the_compiler_knows_the_shapes_of_what_it_does_not_run() -> None:
-    qkv = torch.zeros(2, 5, 3, 3, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    qkv = torch.zeros(14, 3, 3, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
     bias = torch.zeros(3 * 3 * 64, device="meta", requires_grad=True)
-    out = fused_attention.attend(qkv, bias)
-    assert out.shape == (2, 5, 192)
+    out = fused_attention.attend(qkv, [(2, 5), (1, 4)], bias)
+    assert out.shape == (14, 192)
     assert out.dtype == torch.bfloat16
     out.backward(torch.ones_like(out))
     assert qkv.grad is not None

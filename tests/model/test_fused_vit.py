@@ -24,24 +24,36 @@ def made(settings: EncoderSettings = SMALL, drop_path: float = 0.0) -> torch.nn.
     return encoder
 
 
-def compare(drop_path: float, settings: EncoderSettings = SMALL) -> None:
+def compare(drop_path: float, settings: EncoderSettings = SMALL, backend: str = "aot_eager") -> None:
     encoder = made(settings, drop_path)
-    fused = FusedEncoder(encoder, torch.float32, torch.float32, backend="eager")
+    fused = FusedEncoder(encoder, torch.float32, torch.float32, backend=backend)
     generator = torch.Generator().manual_seed(0)
-    for side in (12, 8):
-        images = torch.randn(3, 3, side, side, generator=generator)
-        set_drop_path(encoder, torch.rand(3, 2 * settings.depth, generator=generator))
-        found, weights = [], torch.randn(3, (side // 4) ** 2, settings.width, generator=generator)
-        for forward in (encoder.forward_features, fused.forward_features):
-            encoder.zero_grad()
-            tokens = forward(images)
-            (tokens * weights).sum().backward()
-            found.append([tokens.detach(), *(p.grad for p in encoder.parameters() if p.requires_grad)])
-        names = ["tokens", *(name for name, p in encoder.named_parameters() if p.requires_grad)]
-        for name, wanted, ours in zip(names, *found, strict=True):
-            assert wanted is not None
-            assert ours is not None, name
-            torch.testing.assert_close(ours, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=2e-4, msg=name)
+    views = [torch.randn(count, 3, side, side, generator=generator) for count, side in ((2, 12), (4, 8))]
+    uniforms = [torch.rand(len(images), 2 * settings.depth, generator=generator) for images in views]
+    weights = [torch.randn(len(v), (v.shape[-1] // 4) ** 2, settings.width, generator=generator) for v in views]
+
+    def one_by_one(views: list[torch.Tensor], uniforms: list[torch.Tensor]) -> list[torch.Tensor]:
+        found = []
+        for images, numbers in zip(views, uniforms, strict=True):
+            set_drop_path(encoder, numbers)
+            found.append(encoder.forward_features(images))
+        return found
+
+    found = []
+    for encode in (one_by_one, fused):
+        encoder.zero_grad()
+        tokens = encode(views, uniforms)
+        sum((t * w).sum() for t, w in zip(tokens, weights, strict=True)).backward()
+        found.append([*(t.detach() for t in tokens), *(p.grad for p in encoder.parameters() if p.requires_grad)])
+    names = ["global", "local", *(name for name, p in encoder.named_parameters() if p.requires_grad)]
+    for name, wanted, ours in zip(names, *found, strict=True):
+        assert wanted is not None
+        assert ours is not None, name
+        torch.testing.assert_close(ours, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=2e-4, msg=name)
+    # as the teacher's
+    with torch.no_grad():
+        (alone,) = FusedEncoder(encoder.eval(), torch.float32, torch.float32, backend=backend)(views[1:])
+        torch.testing.assert_close(alone, encoder.forward_features(views[1]), atol=1e-5, rtol=1e-4)
 
 
 def check_all() -> None:
