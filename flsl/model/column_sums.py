@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -42,7 +44,7 @@ def column_sums(matrix: Tensor) -> Tensor:
     rows, width = matrix.shape
     sums = matrix.new_empty(width)
     with on_device(matrix):
-        _kernel[(triton.cdiv(width, _COLUMNS),)](matrix, sums, rows, width, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4)
+        _kernel[(math.ceil(width / _COLUMNS),)](matrix, sums, rows, width, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4)
     return sums
 
 
@@ -55,3 +57,28 @@ def multiprocessors(device: torch.device) -> int:
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
     """Make a tensor's GPU the one that kernels are launched on."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def operation(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function an operation of PyTorch's, which its compiler calls as it is: ``flsl::`` and the schema's name.
+
+    ``torch.library.custom_op`` would do more (gradients, checks), and take 150 µs a call, as long as many a kernel.
+    """
+    name = f"flsl::{schema.split('(')[0]}"
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.define(name, schema[schema.index("(") :])
+        torch.library.impl(name, "default", function)
+        return function
+
+    return register
+
+
+def shapes(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let the compiler ask a function what an :func:`operation` would return."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.library.register_fake(f"flsl::{name}", function)
+        return function
+
+    return register

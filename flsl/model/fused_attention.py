@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flsl.model.column_sums import column_sums, on_device
+from flsl.model.column_sums import column_sums, on_device, operation, shapes
 
 try:
     import triton
@@ -189,12 +189,10 @@ def _groups(sizes: list[int]) -> Iterator[tuple[int, int, slice, slice]]:
         tokens, sequences = own.stop, sequences + batch
 
 
-@torch.library.custom_op(
-    "flsl::attend", mutates_args=(), schema="(Tensor qkv, int[] sizes, Tensor? bias) -> (Tensor, Tensor)"
-)
-def _attend(qkv: Tensor, sizes: list[int], bias: Tensor | None) -> tuple[Tensor, Tensor]:
+@operation("attend(Tensor qkv, int[] sizes) -> (Tensor, Tensor)")
+def _attend(qkv: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
     _check(qkv, sizes)
-    out, lse = _made_forward(qkv, sizes, bias)
+    out, lse = _made_forward(qkv, sizes)
     H, D = qkv.shape[2:]
     with on_device(qkv):
         for batch, count, own, _ in _groups(sizes):
@@ -205,16 +203,14 @@ def _attend(qkv: Tensor, sizes: list[int], bias: Tensor | None) -> tuple[Tensor,
     return out, lse
 
 
-@_attend.register_fake
-def _made_forward(qkv: Tensor, sizes: list[int], bias: Tensor | None) -> tuple[Tensor, Tensor]:
+@shapes("attend")
+def _made_forward(qkv: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
     tokens, _, H, D = qkv.shape
     return qkv.new_empty(tokens, H * D), qkv.new_empty(tokens, H, dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "flsl::attend_backward",
-    mutates_args=(),
-    schema="(Tensor qkv, int[] sizes, Tensor out, Tensor lse, Tensor dout, bool sums) -> (Tensor, Tensor)",
+@operation(
+    "attend_backward(Tensor qkv, int[] sizes, Tensor out, Tensor lse, Tensor dout, bool sums) -> (Tensor, Tensor)"
 )
 def _attend_backward(
     qkv: Tensor, sizes: list[int], out: Tensor, lse: Tensor, dout: Tensor, sums: bool
@@ -243,29 +239,27 @@ def _attend_backward(
     return dqkv, column_sums(partial.flatten(1)) if sums else partial.flatten()
 
 
-@_attend_backward.register_fake
+@shapes("attend_backward")
 def _made_backward(
     qkv: Tensor, sizes: list[int], out: Tensor, lse: Tensor, dout: Tensor, sums: bool
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(qkv), qkv.new_empty(qkv[0].numel() if sums else 0, dtype=torch.float32)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, list[int], Tensor | None], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(inputs[0], *output)
-    ctx.sizes = inputs[1]
-    ctx.set_materialize_grads(False)
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, sizes: list[int], bias: Tensor | None) -> Tensor:
+        out: Tensor
+        out, lse = torch.ops.flsl.attend(qkv, sizes)
+        ctx.save_for_backward(qkv, out, lse)
+        ctx.sizes, ctx.sums = sizes, bias is not None
+        return out
 
-
-def _gradients(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, None, Tensor | None]:
-    if dout is None:
-        return None, None, None
-    qkv, out, lse = ctx.saved_tensors
-    sums = ctx.needs_input_grad[2]
-    dqkv, total = torch.ops.flsl.attend_backward(qkv, ctx.sizes, out, lse, dout, sums)
-    return dqkv, None, total if sums else None
-
-
-_attend.register_autograd(_gradients, setup_context=_keep)
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        qkv, out, lse = ctx.saved_tensors
+        dqkv, total = torch.ops.flsl.attend_backward(qkv, ctx.sizes, out, lse, dout, ctx.sums)
+        return dqkv, None, total if ctx.sums else None
 
 
 def attend(qkv: Tensor, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> Tensor:
@@ -279,6 +273,5 @@ def attend(qkv: Tensor, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -
             and its gradient, the sum of that of ``qkv`` over the tokens, comes from the backward kernel, which saves a
             pass over that gradient. None where there is none to be had.
     """
-    flat = [number for size in sizes for number in size]
-    out: Tensor = torch.ops.flsl.attend(qkv, flat, bias)[0]
+    out: Tensor = _Attend.apply(qkv, [number for size in sizes for number in size], bias)
     return out

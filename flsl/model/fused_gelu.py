@@ -8,12 +8,13 @@ absolute error is below 1e-7 (5e-7 with float32's own rounding), thousands of ti
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flsl.model.column_sums import column_sums, multiprocessors, on_device
+from flsl.model.column_sums import column_sums, multiprocessors, on_device, operation, shapes
 
 try:
     import triton
@@ -86,19 +87,19 @@ if triton is not None:
             tl.store(partial_ptr + tl.program_id(1) * W + column, tl.sum(total, 0), mask=column < W)
 
 
-@torch.library.custom_op("flsl::gelu", mutates_args=())
-def _gelu(h: Tensor, bias: Tensor | None) -> Tensor:
+@operation("gelu(Tensor h) -> Tensor")
+def _gelu(h: Tensor) -> Tensor:
     h = h.contiguous()
     y = torch.empty_like(h)
     block, warps = TUNING["forward"]["block"], TUNING["forward"]["warps"]
     with on_device(h):
-        forward_kernel[(triton.cdiv(h.numel(), block),)](
+        forward_kernel[(math.ceil(h.numel() / block),)](
             h, y, h.numel(), BLOCK=block, APPROXIMATE=h.is_cuda, num_warps=warps
         )
     return y
 
 
-@torch.library.custom_op("flsl::gelu_backward", mutates_args=())
+@operation("gelu_backward(Tensor dy, Tensor h, bool bias) -> (Tensor, Tensor)")
 def _gelu_backward(dy: Tensor, h: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     """Return dh as h, and its column sums (W,) in float32 (empty unless bias is set)."""
     dy, h = dy.contiguous(), h.contiguous()
@@ -106,9 +107,9 @@ def _gelu_backward(dy: Tensor, h: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     W = h.shape[-1]
     rows = h.numel() // W
     chosen = TUNING["backward"]
-    blocks = triton.cdiv(W, chosen["columns"])
-    programs = triton.cdiv(chosen["programs"] * multiprocessors(h.device), blocks)
-    programs = max(1, min(programs, triton.cdiv(rows, chosen["rows"])))
+    blocks = math.ceil(W / chosen["columns"])
+    programs = math.ceil(chosen["programs"] * multiprocessors(h.device) / blocks)
+    programs = max(1, min(programs, math.ceil(rows / chosen["rows"])))
     partial = torch.empty(programs, W, dtype=torch.float32, device=h.device) if bias else None
     with on_device(h):
         backward_kernel[(blocks, programs)](
@@ -118,29 +119,29 @@ def _gelu_backward(dy: Tensor, h: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     return dh, h.new_empty(0, dtype=torch.float32) if partial is None else column_sums(partial)
 
 
-@_gelu.register_fake
-def _(h: Tensor, bias: Tensor | None) -> Tensor:
+@shapes("gelu")
+def _made_gelu(h: Tensor) -> Tensor:
     return h.new_empty(h.shape)
 
 
-@_gelu_backward.register_fake
-def _(dy: Tensor, h: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
+@shapes("gelu_backward")
+def _made_gelu_backward(dy: Tensor, h: Tensor, bias: bool) -> tuple[Tensor, Tensor]:
     return h.new_empty(h.shape), h.new_empty(h.shape[-1] if bias else 0, dtype=torch.float32)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> None:
-    h, bias = inputs
-    ctx.save_for_backward(h)
-    ctx.bias = bias is not None
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(h)
+        ctx.bias = bias is not None
+        y: Tensor = torch.ops.flsl.gelu(h)
+        return y
 
-
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
-    (h,) = ctx.saved_tensors
-    dh, total = torch.ops.flsl.gelu_backward(dy, h, ctx.bias)
-    return dh, total if ctx.bias else None
-
-
-_gelu.register_autograd(_gradients, setup_context=_save)
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        (h,) = ctx.saved_tensors
+        dh, total = torch.ops.flsl.gelu_backward(dy, h, ctx.bias)
+        return dh, total if ctx.bias else None
 
 
 def gelu(h: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -149,5 +150,5 @@ def gelu(h: Tensor, bias: Tensor | None = None) -> Tensor:
     bias (W,) in float32 is the bias of the linear layer that made h, which has been added there (detached). It takes no
     part in the forward; the backward gives its gradient, the column sums of h's gradient, so that no other pass has to.
     """
-    y: Tensor = torch.ops.flsl.gelu(h, bias)
+    y: Tensor = _Gelu.apply(h, bias)
     return y

@@ -7,12 +7,14 @@ the norm's weight and bias, and of the bias of the linear layer that made the br
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flsl.model.column_sums import column_sums, multiprocessors, on_device
+from flsl.model.column_sums import column_sums, multiprocessors, on_device, operation, shapes
 
 try:
     import triton
@@ -115,15 +117,16 @@ if triton is not None:
             tl.store(partial + 2 * C, tl.sum(dbranch_bias, 0), mask=inside)
 
 
+@cache
 def _launch(direction: str, rows: int, C: int, device: torch.device) -> tuple[int, dict[str, int]]:
     """Choose the number of programs and the launch options for a (rows, C) matrix."""
     table = TUNING[direction]
-    block = triton.next_power_of_2(C)
+    block = 1 << (C - 1).bit_length()
     width = min(table, key=lambda known: abs(known.bit_length() - block.bit_length()))
     chosen = table[width]
     tile = max(1, chosen["rows"] * width // block) if block > width else chosen["rows"]
     warps = min(16, chosen["warps"] * max(1, block // (width * chosen["rows"])))
-    programs = max(1, min(triton.cdiv(rows, tile), chosen["programs"] * multiprocessors(device)))
+    programs = max(1, min(math.ceil(rows / tile), chosen["programs"] * multiprocessors(device)))
     return programs, {"BLOCK": block, "ROWS": tile, "STAGES": chosen["stages"], "num_warps": warps}
 
 
@@ -145,11 +148,13 @@ def _forward(
     return new, normed, mean, rstd
 
 
-@torch.library.custom_op("flsl::add_norm", mutates_args=())
+@operation(
+    "add_norm(Tensor x, Tensor branch, Tensor? factor, Tensor weight, Tensor bias, float eps, ScalarType out_dtype)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
 def _add_norm(
     x: Tensor,
     branch: Tensor,
-    branch_bias: Tensor | None,
     factor: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -162,13 +167,16 @@ def _add_norm(
     return new, normed, mean, rstd
 
 
-@torch.library.custom_op("flsl::norm", mutates_args=())
+@operation("norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype) -> (Tensor, Tensor, Tensor)")
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Return normed, and the rows' mean and rstd (rows,)."""
     return _forward(x, None, None, weight, bias, eps, out_dtype)[1:]
 
 
-@torch.library.custom_op("flsl::add_norm_backward", mutates_args=())
+@operation(
+    "add_norm_backward(Tensor? dnew, Tensor dnormed, Tensor new, Tensor mean, Tensor rstd, Tensor? factor,"
+    " Tensor weight, ScalarType? branch_dtype, bool branch_sum) -> (Tensor, Tensor, Tensor)"
+)
 def _add_norm_backward(
     dnew: Tensor | None,
     dnormed: Tensor,
@@ -200,30 +208,29 @@ def _add_norm_backward(
     return dx, new.new_empty(0) if dbranch is None else dbranch, column_sums(partial.flatten(1)).view(sums, C)
 
 
-@_add_norm.register_fake
-def _(
+@shapes("add_norm")
+def _made_add_norm(
     x: Tensor,
     branch: Tensor,
-    branch_bias: Tensor | None,
     factor: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     eps: float,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (_contiguous_like(x, x.dtype), *_norm_fake(x, weight, bias, eps, out_dtype))
+    return (x.new_empty(x.shape), *_made_norm(x, weight, bias, eps, out_dtype))
 
 
-@_norm.register_fake
-def _norm_fake(
+@shapes("norm")
+def _made_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, rstd = (x.new_empty(x.shape[:-1].numel(), dtype=torch.float32) for _ in range(2))
-    return _contiguous_like(x, out_dtype), mean, rstd
+    return x.new_empty(x.shape, dtype=out_dtype), mean, rstd
 
 
-@_add_norm_backward.register_fake
-def _(
+@shapes("add_norm_backward")
+def _made_add_norm_backward(
     dnew: Tensor | None,
     dnormed: Tensor,
     new: Tensor,
@@ -238,46 +245,50 @@ def _(
     return torch.empty_like(new), dbranch, new.new_empty(3 if branch_sum else 2, new.shape[-1], dtype=torch.float32)
 
 
-def _contiguous_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(x.shape, dtype=dtype)
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        branch: Tensor,
+        branch_bias: Tensor | None,
+        factor: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        out_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        new, normed, mean, rstd = torch.ops.flsl.add_norm(x, branch, factor, weight, bias, eps, out_dtype)
+        ctx.save_for_backward(new, mean, rstd, factor, weight)
+        ctx.branch_dtype, ctx.branch_sum = branch.dtype, branch_bias is not None
+        return new, normed
+
+    @staticmethod
+    def backward(ctx: Any, dnew: Tensor, dnormed: Tensor) -> tuple[Tensor | None, ...]:
+        new, mean, rstd, factor, weight = ctx.saved_tensors
+        shared = factor is None and ctx.branch_dtype == new.dtype  # dbranch is dx: nothing more to write
+        dx, dbranch, sums = torch.ops.flsl.add_norm_backward(
+            dnew, dnormed, new, mean, rstd, factor, weight, None if shared else ctx.branch_dtype, ctx.branch_sum
+        )
+        dbranch_bias = sums[2] if ctx.branch_sum else None
+        return dx, dx if shared else dbranch, dbranch_bias, None, sums[0], sums[1], None, None
 
 
-def _save_add_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, branch, branch_bias, factor, weight, *_ = inputs
-    new, normed, mean, rstd = output
-    ctx.save_for_backward(new, mean, rstd, factor, weight)
-    ctx.branch_dtype, ctx.branch_sum = branch.dtype, branch_bias is not None
-    ctx.out_dtype = normed.dtype
-    ctx.set_materialize_grads(False)
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+        normed: Tensor
+        normed, mean, rstd = torch.ops.flsl.norm(x, weight, bias, eps, out_dtype)
+        ctx.save_for_backward(x, mean, rstd, weight)
+        return normed
 
-
-def _add_norm_gradients(ctx: Any, dnew: Tensor | None, dnormed: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    new, mean, rstd, factor, weight = ctx.saved_tensors
-    if dnormed is None:
-        dnormed = torch.zeros_like(new, dtype=ctx.out_dtype)
-    shared = factor is None and ctx.branch_dtype == new.dtype  # dbranch is dx: nothing more to write
-    dx, dbranch, sums = torch.ops.flsl.add_norm_backward(
-        dnew, dnormed, new, mean, rstd, factor, weight, None if shared else ctx.branch_dtype, ctx.branch_sum
-    )
-    dbranch_bias = sums[2] if ctx.branch_sum else None
-    return dx, dx if shared else dbranch, dbranch_bias, None, sums[0], sums[1], None, None
-
-
-def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, *_ = inputs
-    _, mean, rstd = output
-    ctx.save_for_backward(x, mean, rstd, weight)
-    ctx.set_materialize_grads(False)
-
-
-def _norm_gradients(ctx: Any, dnormed: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, mean, rstd, weight = ctx.saved_tensors
-    dx, _, sums = torch.ops.flsl.add_norm_backward(None, dnormed, x.contiguous(), mean, rstd, None, weight, None, False)
-    return dx, sums[0], sums[1], None, None
-
-
-_add_norm.register_autograd(_add_norm_gradients, setup_context=_save_add_norm)
-_norm.register_autograd(_norm_gradients, setup_context=_save_norm)
+    @staticmethod
+    def backward(ctx: Any, dnormed: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean, rstd, weight = ctx.saved_tensors
+        dx, _, sums = torch.ops.flsl.add_norm_backward(
+            None, dnormed, x.contiguous(), mean, rstd, None, weight, None, False
+        )
+        return dx, sums[0], sums[1], None, None
 
 
 def add_norm(
@@ -303,11 +314,11 @@ def add_norm(
     computed in float32 from x_new as rounded.
     """
     factor = None if factor is None else factor.reshape(-1)
-    new, normed, _, _ = torch.ops.flsl.add_norm(x, branch, branch_bias, factor, weight, bias, eps, out_dtype)
-    return new, normed
+    found: tuple[Tensor, Tensor] = _AddNorm.apply(x, branch, branch_bias, factor, weight, bias, eps, out_dtype)
+    return found
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
     """Normalise the residual stream x (B, N, C) as it is: add_norm without a branch; returns (B, N, C) in out_dtype."""
-    normed: Tensor = torch.ops.flsl.norm(x, weight, bias, eps, out_dtype)[0]
+    normed: Tensor = _Norm.apply(x, weight, bias, eps, out_dtype)
     return normed
