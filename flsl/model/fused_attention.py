@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flsl.model.column_sums import column_sums, on_device, operation, shapes
+from flsl.model.fused_common import column_sums, on_device, operation, shapes
 
 try:
     import triton

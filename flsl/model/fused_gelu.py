@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flsl.model.column_sums import column_sums, multiprocessors, on_device, operation, shapes
+from flsl.model.fused_common import column_sums, multiprocessors, on_device, operation, shapes
 
 try:
     import triton

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,7 @@ class FLSLNetwork(nn.Module):
         So a small batch does not wait for the launches of thousands of kernels; but the gradients are there all at
         once, so that ranks cannot send some of them while others are computed.
         """
-        how: dict[str, Any] = {"dynamic": False, "mode": "reduce-overhead"}
-        if isinstance(self.encode, FusedEncoder):
-            self.encode = torch.compile(self.encode.__call__, **how)
-        else:
-            self._features = torch.compile(self._features, **how)
+        self._features = torch.compile(self.encoder.forward_features, dynamic=False, mode="reduce-overhead")
 
     def _encode_each(self, views: list[Tensor], uniforms: list[Tensor] | None) -> list[Tensor]:
         tokens = []

@@ -97,15 +97,15 @@ class TrainingStep:
         """Change how the networks are computed, but not what."""
         if self._device.type == "cpu" and self._settings.precision != "float32":
             use_plain_attention(self.student.encoder)
-        # what is recomputed must be computed block by block
+        # what is recomputed must be compiled block by block
         whole = compute.compile and not compute.activation_checkpointing
         self._graphs = whole and compute.compile_mode == "reduce-overhead"
+        may_fuse = whole and not self._graphs and self._settings.precision != "float32"
         stream = torch.bfloat16 if self._settings.precision == "bf16-residual" else torch.float32
         for network in (self.student, self.teacher):
-            fused = whole and self._settings.precision != "float32" and network.fuse_encoder(stream)
             if self._graphs:
                 network.replay_encoder()
-            elif compute.compile and not fused:
+            elif compute.compile and not (may_fuse and network.fuse_encoder(stream)):
                 compile_blocks(network.encoder)
         self._begin_step()
         if compute.activation_checkpointing:

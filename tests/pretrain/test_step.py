@@ -145,9 +145,10 @@ def test_nothing_in_a_step_waits_for_the_gpu(compiled: bool) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16-residual"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_steps_compiled_for_a_gpu_equal_the_plain_ones(mode: str) -> None:
-    settings = SETTINGS.model_copy(update={"accumulate": 2})
+def test_steps_compiled_for_a_gpu_equal_the_plain_ones(mode: str, precision: str) -> None:
+    settings = SETTINGS.model_copy(update={"accumulate": 2, "precision": precision})
     compute = ComputeSettings.model_validate({"compile": True, "compile_mode": mode})
     steps = [TrainingStep(settings, how, torch.device("cuda")) for how in (ComputeSettings(), compute)]
     with_equal_weights(*steps)
@@ -156,7 +157,7 @@ def test_steps_compiled_for_a_gpu_equal_the_plain_ones(mode: str) -> None:
         values = values_at(number, settings, STEPS_PER_EPOCH)
         for batch in batches:
             losses = [float(step.accumulate(batch, values, number)) for step in steps]
-            assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+            assert losses[0] == pytest.approx(losses[1], rel=1e-3 if precision == "float32" else 1e-2)
         for step in steps:
             step.update(values)
 

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from flsl.model.column_sums import column_sums
+from flsl.model.fused_common import column_sums
 
 
 def check_all() -> None:
@@ -16,4 +16,4 @@ def check_all() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 def test_column_sums_are_the_sums_of_the_columns(interpreted) -> None:
-    interpreted("test_column_sums")
+    interpreted("test_fused_common")
