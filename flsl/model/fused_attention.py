@@ -51,8 +51,14 @@ def launch(n: int) -> tuple[Tiles, Tiles]:
 
 
 def available(tensor: Tensor) -> bool:
-    """Tell whether :func:`attend` can compute on the tensor's device."""
-    return triton is not None and (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+    """Tell whether :func:`attend` computes on the tensor's device: on Hopper GPUs (H100, H200).
+
+    The backward kernel takes 140 KB of a multiprocessor's memory there, which older and smaller GPUs do not have; on
+    none but those was it measured.
+    """
+    if triton is None or not tensor.is_cuda:
+        return triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
+    return torch.cuda.get_device_capability(tensor.device) == (9, 0)
 
 
 def _jit(kernel: Any) -> Any:

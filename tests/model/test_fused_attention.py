@@ -1,6 +1,5 @@
 """The kernels against plain attention, through Triton's interpreter."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from interpreter import needs_interpreter
+from pretended import needs_pretence
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flsl.model import fused_attention
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 # In a process of its own: Triton reads the variable as it is imported. What the kernels do not write stays NaN, and so
 # does what lies behind each result, where a longer sequence would go on.
@@ -101,14 +101,14 @@ def errors() -> list[dict[str, float]]:
     return json.loads(found.stdout.splitlines()[-1])
 
 
-@needs_triton
+@needs_interpreter
 @pytest.mark.parametrize("result", ["forward", "dq", "dk", "dv", "bias"])
 def test_kernels_agree_with_plain_attention(errors: list[dict[str, float]], result: str) -> None:
     for case, found in zip(CASES, errors, strict=False):
         assert found[result] < 1e-5, (case, found)
 
 
-@needs_triton
+@needs_interpreter
 def test_without_a_bias_the_gradients_are_the_same(errors: list[dict[str, float]]) -> None:
     assert errors[-1] == {name: error for name, error in errors[-2].items() if name != "bias"}
 
@@ -146,5 +146,11 @@ def test_the_backward_kernel_holds_the_sequence_at_once(n: int) -> None:
     assert fused_attention.launch(n)[1].rows >= n
 
 
-def test_nothing_is_promised_on_the_cpu() -> None:
+@needs_pretence
+def test_nothing_is_promised_but_on_a_hopper_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fused_attention.available(torch.zeros(1))
+    monkeypatch.setattr(fused_attention, "triton", object())
+    for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        with FakeTensorMode():
+            assert fused_attention.available(torch.zeros(1, device="cuda")) == (capability == (9, 0))

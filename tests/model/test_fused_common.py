@@ -1,9 +1,7 @@
 """Sums of columns, through Triton's interpreter."""
 
-import importlib.util
-
-import pytest
 import torch
+from interpreter import needs_interpreter
 
 from flsl.model.fused_common import column_sums
 
@@ -14,6 +12,6 @@ def check_all() -> None:
         torch.testing.assert_close(column_sums(matrix), matrix.double().sum(0).float())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@needs_interpreter
 def test_column_sums_are_the_sums_of_the_columns(interpreted) -> None:
     interpreted("test_fused_common")

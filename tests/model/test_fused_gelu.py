@@ -1,8 +1,6 @@
-from importlib.util import find_spec
-
-import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import needs_interpreter
 
 
 def check_gelu(shape, *, biased):
@@ -49,7 +47,7 @@ def check_compiled():
         torch.testing.assert_close(compiled, plain)
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@needs_interpreter
 def test_output_and_gradients_agree_with_plain_torch_under_tritons_interpreter(interpreted):
     interpreted("test_fused_gelu")
 

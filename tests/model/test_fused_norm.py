@@ -1,11 +1,10 @@
 import subprocess
 import sys
-from importlib.util import find_spec
 from itertools import product
 
-import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import needs_interpreter
 
 ROWS = [(3, 5, 40), (2, 3, 129), (1, 1, 64), (5, 7, 16)]
 
@@ -104,7 +103,7 @@ def check_all():
     check_compiled()
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+@needs_interpreter
 def test_outputs_and_gradients_agree_with_plain_torch_under_tritons_interpreter(interpreted):
     interpreted("test_fused_norm")
 

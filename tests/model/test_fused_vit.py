@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
+from interpreter import needs_interpreter
 
 from flsl.config.pretrain import EncoderSettings
 from flsl.model import fused_vit
@@ -66,7 +65,7 @@ def check_all() -> None:
     compare(0.0)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@needs_interpreter
 def test_tokens_and_all_gradients_are_the_encoders(interpreted) -> None:
     interpreted("test_fused_vit")
 
