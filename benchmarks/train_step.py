@@ -19,7 +19,6 @@ count three times (forward, and twice as much backward), the teacher's once. Not
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import statistics
 from collections.abc import Callable
@@ -29,7 +28,6 @@ import numpy as np
 import torch
 from common import computing_clock, device_name, measure, options, report, timed
 from literal_step import LiteralStep, single_views
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flsl.config.compute import ComputeSettings
 from flsl.config.pretrain import EncoderSettings, HeadSettings, PretrainSettings, ViewSettings
@@ -63,13 +61,6 @@ MODES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "residual": ("bfloat16 residuals", {"precision": "bf16-residual"}, {}),
     "default-residual": ("compiled, bfloat16 residuals", {"precision": "bf16-residual"}, {"compile": True}),
 }
-
-CUDNN_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 
 
 def flops_an_image(settings: PretrainSettings, width: int, depth: int) -> float:
@@ -245,10 +236,8 @@ def main() -> None:
     )
     parser.add_argument("--curve-steps", type=int, default=STEPS, help="0: no curve")
     parser.add_argument("--precision", choices=["bf16", "float32"], help="of ours (default: what multiplies faster)")
-    parser.add_argument("--cudnn-attention", action="store_true", help="take cuDNN's attention before flash attention")
     args = parser.parse_args()
-    with sdpa_kernel(CUDNN_FIRST, set_priority=True) if args.cudnn_attention else contextlib.nullcontext():
-        report(figures(args), args.out)
+    report(figures(args), args.out)
 
 
 def figures(args: argparse.Namespace) -> dict[str, Any]:

@@ -24,13 +24,13 @@ class ComputeSettings(Settings):
     threads: int = Field(0, ge=0, description="CPU threads of PyTorch per rank; 0 leaves PyTorch's choice.")
     compile: bool = Field(
         False,
-        description="Compile the hot parts of pretraining with `torch.compile`; on H100s and H200s, with a precision of "
-        "bfloat16, the encoder is computed by fused kernels.",
+        description="Compile the hot parts of pretraining with `torch.compile`; on H100s and H200s, with a precision "
+        "of bfloat16, the encoder is computed by fused kernels.",
     )
     compile_mode: Literal["default", "reduce-overhead"] = Field(
         "default",
-        description="How: `reduce-overhead` replays the encoder as CUDA graphs, for small batches on a GPU, without the "
-        "fused kernels; not together with `activation_checkpointing`, which goes before.",
+        description="How: `reduce-overhead` replays the encoder as CUDA graphs, for small batches on a GPU, without "
+        "the fused kernels; not together with `activation_checkpointing`, which goes before.",
     )
     activation_checkpointing: bool = Field(
         False, description="Compute the student's activations again in the backward pass: less memory, more time."
