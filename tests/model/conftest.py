@@ -8,11 +8,11 @@ import pytest
 
 @pytest.fixture
 def interpreted():
-    """Run check_all of a module beside this file under Triton's interpreter, chosen before Triton is imported."""
+    """Run a check of a module beside this file under Triton's interpreter, chosen before Triton is imported."""
 
-    def run(module):
+    def run(module, check="check_all"):
         done = subprocess.run(
-            [sys.executable, "-c", f"import {module}; {module}.check_all()"],
+            [sys.executable, "-c", f"import {module}; {module}.{check}()"],
             cwd=Path(__file__).parent,
             env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,

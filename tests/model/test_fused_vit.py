@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 import torch
 from interpreter import needs_interpreter
@@ -55,19 +58,58 @@ def compare(drop_path: float, settings: EncoderSettings = SMALL, backend: str = 
         torch.testing.assert_close(alone, encoder.forward_features(views[1]), atol=1e-5, rtol=1e-4)
 
 
+class Student(torch.nn.Module):
+    """An encoder in training, fused or not, as DistributedDataParallel takes it."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        # blocks of 3 MB, which PyTorch compiles in parts: the gradients of each are sent as they are there
+        self.encoder = made(SMALL.model_copy(update={"width": 256, "heads": 4, "depth": 2}))
+        self._fused = FusedEncoder(self.encoder, torch.float32, torch.float32, backend="aot_eager") if fused else None
+
+    def forward(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
+        return self._fused(views) if self._fused else [self.encoder.forward_features(images) for images in views]
+
+
+def train_rank(rank: int, port: int) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    generator = torch.Generator().manual_seed(rank)
+    views = [torch.randn(count, 3, side, side, generator=generator) for count, side in ((2, 12), (4, 8))]
+    found = []
+    for fused in (False, True):
+        model = torch.nn.parallel.DistributedDataParallel(Student(fused), gradient_as_bucket_view=True, bucket_cap_mb=1)
+        sum((tokens * tokens[..., :1]).sum() for tokens in model(views)).backward()
+        found.append([parameter.grad for parameter in model.parameters() if parameter.requires_grad])
+    for wanted, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=2e-5 * float(wanted.abs().max()), rtol=2e-4)
+    torch.distributed.destroy_process_group()
+
+
+def check_ranks() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(train_rank, args=(port,), nprocs=2)
+
+
 def check_all() -> None:
     assert can_fuse(made())
-    compare(0.0)
     compare(0.5)
     # heads of another size, and what the kernels' attention is too short for
-    compare(0.5, SMALL.model_copy(update={"heads": 4}))
+    compare(0.0, SMALL.model_copy(update={"heads": 4, "depth": 2}))
     fused_vit.LONGEST = 5
-    compare(0.0)
+    compare(0.5, SMALL.model_copy(update={"depth": 1}))
 
 
 @needs_interpreter
 def test_tokens_and_all_gradients_are_the_encoders(interpreted) -> None:
     interpreted("test_fused_vit")
+
+
+@needs_interpreter
+def test_ranks_share_the_gradients_of_compiled_blocks(interpreted) -> None:
+    interpreted("test_fused_vit", "check_ranks")
 
 
 def test_what_the_kernels_do_not_compute_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
