@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 try:
     import triton
@@ -62,13 +62,13 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
 def operation(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function an operation of PyTorch's, which its compiler calls as it is: ``flsl::`` and the schema's name.
 
-    ``torch.library.custom_op`` would do more (gradients, checks), and take longer to call than many a kernel runs.
+    PyTorch's ``custom_op`` would do more (gradients, checks), and take longer to call than many a kernel runs.
     """
     name = f"flsl::{schema.split('(')[0]}"
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        torch.library.define(name, schema[schema.index("(") :])
-        torch.library.impl(name, "default", function)
+        library.define(name, schema[schema.index("(") :])
+        library.impl(name, "default", function)
         return function
 
     return register
@@ -78,7 +78,7 @@ def shapes(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Let the compiler ask a function what an :func:`operation` would return."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        torch.library.register_fake(f"flsl::{name}", function)
+        library.register_fake(f"flsl::{name}", function)
         return function
 
     return register
