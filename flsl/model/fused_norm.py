@@ -149,17 +149,17 @@ def _forward(
 
 
 @operation(
-    "add_norm(Tensor x, Tensor branch, Tensor? factor, Tensor weight, Tensor bias, float eps, ScalarType out_dtype)"
+    "add_norm(Tensor x, ScalarType out_dtype, Tensor branch, Tensor? factor, Tensor weight, Tensor bias, float eps)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _add_norm(
     x: Tensor,
+    out_dtype: torch.dtype,
     branch: Tensor,
     factor: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x_new, normed, and the rows' mean and rstd (rows,), which the backward needs."""
     new, normed, mean, rstd = _forward(x, branch, factor, weight, bias, eps, out_dtype)
@@ -167,26 +167,26 @@ def _add_norm(
     return new, normed, mean, rstd
 
 
-@operation("norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype) -> (Tensor, Tensor, Tensor)")
-def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+@operation("norm(Tensor x, ScalarType out_dtype, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor, Tensor)")
+def _norm(x: Tensor, out_dtype: torch.dtype, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return normed, and the rows' mean and rstd (rows,)."""
     return _forward(x, None, None, weight, bias, eps, out_dtype)[1:]
 
 
 @operation(
-    "add_norm_backward(Tensor? dnew, Tensor dnormed, Tensor new, Tensor mean, Tensor rstd, Tensor? factor,"
-    " Tensor weight, ScalarType? branch_dtype, bool branch_sum) -> (Tensor, Tensor, Tensor)"
+    "add_norm_backward(Tensor new, ScalarType? branch_dtype, bool branch_sum, Tensor? dnew, Tensor dnormed,"
+    " Tensor mean, Tensor rstd, Tensor? factor, Tensor weight) -> (Tensor, Tensor, Tensor)"
 )
 def _add_norm_backward(
+    new: Tensor,
+    branch_dtype: torch.dtype | None,
+    branch_sum: bool,
     dnew: Tensor | None,
     dnormed: Tensor,
-    new: Tensor,
     mean: Tensor,
     rstd: Tensor,
     factor: Tensor | None,
     weight: Tensor,
-    branch_dtype: torch.dtype | None,
-    branch_sum: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx as new, dbranch (empty where branch_dtype is None) and the sums of dweight, dbias, dbranch_bias (3, C).
 
@@ -208,38 +208,23 @@ def _add_norm_backward(
     return dx, new.new_empty(0) if dbranch is None else dbranch, column_sums(partial.flatten(1)).view(sums, C)
 
 
+# what the results look like depends on the first arguments alone
+
+
 @shapes("add_norm")
-def _made_add_norm(
-    x: Tensor,
-    branch: Tensor,
-    factor: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (x.new_empty(x.shape), *_made_norm(x, weight, bias, eps, out_dtype))
+def _made_add_norm(x: Tensor, out_dtype: torch.dtype, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (x.new_empty(x.shape), *_made_norm(x, out_dtype))
 
 
 @shapes("norm")
-def _made_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
+def _made_norm(x: Tensor, out_dtype: torch.dtype, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     mean, rstd = (x.new_empty(x.shape[:-1].numel(), dtype=torch.float32) for _ in range(2))
     return x.new_empty(x.shape, dtype=out_dtype), mean, rstd
 
 
 @shapes("add_norm_backward")
 def _made_add_norm_backward(
-    dnew: Tensor | None,
-    dnormed: Tensor,
-    new: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    factor: Tensor | None,
-    weight: Tensor,
-    branch_dtype: torch.dtype | None,
-    branch_sum: bool,
+    new: Tensor, branch_dtype: torch.dtype | None, branch_sum: bool, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dbranch = new.new_empty(0) if branch_dtype is None else torch.empty_like(new, dtype=branch_dtype)
     return torch.empty_like(new), dbranch, new.new_empty(3 if branch_sum else 2, new.shape[-1], dtype=torch.float32)
@@ -258,7 +243,7 @@ class _AddNorm(torch.autograd.Function):
         eps: float,
         out_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
-        new, normed, mean, rstd = torch.ops.flsl.add_norm(x, branch, factor, weight, bias, eps, out_dtype)
+        new, normed, mean, rstd = torch.ops.flsl.add_norm(x, out_dtype, branch, factor, weight, bias, eps)
         ctx.save_for_backward(new, mean, rstd, factor, weight)
         ctx.branch_dtype, ctx.branch_sum = branch.dtype, branch_bias is not None
         return new, normed
@@ -268,7 +253,7 @@ class _AddNorm(torch.autograd.Function):
         new, mean, rstd, factor, weight = ctx.saved_tensors
         shared = factor is None and ctx.branch_dtype == new.dtype  # dbranch is dx: nothing more to write
         dx, dbranch, sums = torch.ops.flsl.add_norm_backward(
-            dnew, dnormed, new, mean, rstd, factor, weight, None if shared else ctx.branch_dtype, ctx.branch_sum
+            new, None if shared else ctx.branch_dtype, ctx.branch_sum, dnew, dnormed, mean, rstd, factor, weight
         )
         dbranch_bias = sums[2] if ctx.branch_sum else None
         return dx, dx if shared else dbranch, dbranch_bias, None, sums[0], sums[1], None, None
@@ -278,7 +263,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
         normed: Tensor
-        normed, mean, rstd = torch.ops.flsl.norm(x, weight, bias, eps, out_dtype)
+        normed, mean, rstd = torch.ops.flsl.norm(x, out_dtype, weight, bias, eps)
         ctx.save_for_backward(x, mean, rstd, weight)
         return normed
 
@@ -286,7 +271,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, dnormed: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, rstd, weight = ctx.saved_tensors
         dx, _, sums = torch.ops.flsl.add_norm_backward(
-            None, dnormed, x.contiguous(), mean, rstd, None, weight, None, False
+            x.contiguous(), None, False, None, dnormed, mean, rstd, None, weight
         )
         return dx, sums[0], sums[1], None, None
 
